@@ -1,0 +1,53 @@
+"""Monocular depth on Apple silicon in pure MLX."""
+
+import warnings
+
+from mlx_depth.errors import OptionError
+from mlx_depth.openblas import load_openblas
+
+try:
+    load_openblas()  # before anything imports mlx.core
+except OptionError as error:  # a wrong path costs speed alone
+    warnings.warn(str(error), stacklevel=2)
+
+from mlx_depth.checkpoint import Quantization
+from mlx_depth.colormaps import COLORMAPS
+from mlx_depth.errors import (
+    CheckpointError,
+    ImageError,
+    MlxDepthError,
+    ModelNotFoundError,
+    OptionError,
+    SaveError,
+)
+from mlx_depth.image import ImageInfo, LoadedImage, load_image
+from mlx_depth.predictor import DepthModel, load, predict
+from mlx_depth.processor import Processor
+from mlx_depth.registry import ModelSpec, find_model, list_models
+from mlx_depth.result import Camera, DepthKind, DepthResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "COLORMAPS",
+    "Camera",
+    "CheckpointError",
+    "DepthKind",
+    "DepthModel",
+    "DepthResult",
+    "ImageError",
+    "ImageInfo",
+    "LoadedImage",
+    "MlxDepthError",
+    "ModelNotFoundError",
+    "ModelSpec",
+    "OptionError",
+    "Processor",
+    "Quantization",
+    "SaveError",
+    "find_model",
+    "list_models",
+    "load",
+    "load_image",
+    "predict",
+]

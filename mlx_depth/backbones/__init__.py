@@ -1,0 +1,1 @@
+"""Vision transformers that turn images into tokens."""

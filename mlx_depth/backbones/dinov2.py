@@ -1,0 +1,177 @@
+"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023).
+
+Upstream: ``dinov2/models/vision_transformer.py`` and transformers' ``modeling_dinov2.py``.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_depth.nn.attention import Attention
+from mlx_depth.nn.layer_scale import LayerScale
+from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
+from mlx_depth.nn.patch_embed import PatchEmbed
+from mlx_depth.nn.position import PositionRule, resize_position_table
+from mlx_depth.weights import Drop, Rename, Rule, Split
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class DINOv2Config:
+    """Sizes of a DINOv2 backbone and the layers that it hands out."""
+
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    out_layers: tuple[int, ...]  # zero-based
+    mlp_ratio: int = 4
+    swiglu: bool = False
+    patch_size: int = 14
+    table_size: int = 37  # side of the position table, in patches
+    num_register_tokens: int = 0
+    position_rule: PositionRule = "scale"
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the feed-forward layers."""
+        mlp_dim = self.embed_dim * self.mlp_ratio
+        return swiglu_hidden_dims(mlp_dim) if self.swiglu else mlp_dim
+
+
+class LayerTokens(NamedTuple):
+    """The normalised output of one tapped layer."""
+
+    patch_tokens: mx.array  # (B, gh * gw, C)
+    cls_token: mx.array  # (B, C)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale on both branches."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        dims = config.embed_dim
+        self.norm1 = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dims, config.num_heads)
+        self.layer_scale1 = LayerScale(dims)
+        self.norm2 = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
+        self.mlp = (SwiGLU if config.swiglu else MLP)(dims, config.hidden_dim)
+        self.layer_scale2 = LayerScale(dims)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.layer_scale1(self.attn(self.norm1(x)))
+        return x + self.layer_scale2(self.mlp(self.norm2(x)))
+
+
+class DINOv2(nn.Module):
+    """Images to the normalised tokens of chosen layers."""
+
+    def __init__(self, config: DINOv2Config):
+        super().__init__()
+        self._config = config
+        dims = config.embed_dim
+        self.patch_embed = PatchEmbed(dims, config.patch_size)
+        self.cls_token = mx.zeros((1, 1, dims))
+        self.pos_embed = mx.zeros((1, 1 + config.table_size**2, dims))
+        if config.num_register_tokens:
+            self.register_tokens = mx.zeros((1, config.num_register_tokens, dims))
+        self.blocks = [Block(config) for _ in range(config.num_layers)]
+        self.norm = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
+
+    def embed(self, pixel_values: mx.array) -> mx.array:
+        """Patch, class and register tokens with their positions: (B, H, W, 3) → (B, 1 + registers + gh * gw, C)."""
+        patches = self.patch_embed(pixel_values)
+        B, gh, gw, C = patches.shape
+        positions = resize_position_table(self.pos_embed[:, 1:], (gh, gw), self._config.position_rule)
+        patch_tokens = patches.reshape(B, gh * gw, C) + positions  # map → tokens
+        lead = [mx.broadcast_to(self.cls_token + self.pos_embed[:, :1], (B, 1, C))]
+        if self._config.num_register_tokens:
+            lead.append(mx.broadcast_to(self.register_tokens, (B, *self.register_tokens.shape[1:])))
+        return mx.concatenate([*lead, patch_tokens], axis=1)
+
+    def __call__(self, pixel_values: mx.array) -> list[LayerTokens]:
+        """Run the transformer.
+
+        Args:
+            pixel_values: Normalised images, ``(B, H, W, 3)``; H and W are multiples of the patch size.
+        Returns:
+            One ``LayerTokens`` for each of ``out_layers``, from the first to the last.
+
+        Proved by ``tests/backbones/test_dinov2.py``.
+        """
+        x = self.embed(pixel_values)
+        tapped = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self._config.out_layers:
+                tapped.append(self._finish(x))
+        return tapped
+
+    def _finish(self, x: mx.array) -> LayerTokens:
+        x = self.norm(x)
+        return LayerTokens(x[:, 1 + self._config.num_register_tokens :], x[:, 0])
+
+
+# The tables are relative to the backbone; a family puts its own prefixes in front with `prefixed`.
+_MASK_TOKEN = "training only: it replaces masked patches"
+
+ORIGINAL: tuple[Rule, ...] = (
+    Rename("cls_token", "cls_token"),
+    Drop("mask_token", _MASK_TOKEN),
+    Rename("register_tokens", "register_tokens"),
+    Rename("pos_embed", "pos_embed"),
+    Rename("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
+    Rename("blocks.{i}.norm1.{p}", "blocks.{i}.norm1.{p}"),
+    Split(
+        "blocks.{i}.attn.qkv.{p}",
+        (
+            "blocks.{i}.attn.query_proj.{p}",
+            "blocks.{i}.attn.key_proj.{p}",
+            "blocks.{i}.attn.value_proj.{p}",
+        ),
+    ),
+    Rename("blocks.{i}.attn.proj.{p}", "blocks.{i}.attn.out_proj.{p}"),
+    Rename("blocks.{i}.ls1.gamma", "blocks.{i}.layer_scale1.gamma"),
+    Rename("blocks.{i}.norm2.{p}", "blocks.{i}.norm2.{p}"),
+    Rename("blocks.{i}.mlp.fc1.{p}", "blocks.{i}.mlp.fc1.{p}"),
+    Rename("blocks.{i}.mlp.fc2.{p}", "blocks.{i}.mlp.fc2.{p}"),
+    Split("blocks.{i}.mlp.w12.{p}", ("blocks.{i}.mlp.gate_proj.{p}", "blocks.{i}.mlp.up_proj.{p}")),
+    Rename("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.down_proj.{p}"),
+    Rename("blocks.{i}.ls2.gamma", "blocks.{i}.layer_scale2.gamma"),
+    Rename("norm.{p}", "norm.{p}"),
+)
+
+# Hub files keep the old names (`attention.attention.query`); transformers 5 uses the new ones in memory.
+TRANSFORMERS: tuple[Rule, ...] = (
+    Rename("embeddings.cls_token", "cls_token"),
+    Drop("embeddings.mask_token", _MASK_TOKEN),
+    Rename("embeddings.register_tokens", "register_tokens"),
+    Rename("embeddings.position_embeddings", "pos_embed"),
+    Rename("embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
+    Rename("encoder.layer.{i}.norm1.{p}", "blocks.{i}.norm1.{p}"),
+    Rename("encoder.layer.{i}.attention.attention.query.{p}", "blocks.{i}.attn.query_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.attention.key.{p}", "blocks.{i}.attn.key_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.attention.value.{p}", "blocks.{i}.attn.value_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.output.dense.{p}", "blocks.{i}.attn.out_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.q_proj.{p}", "blocks.{i}.attn.query_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.k_proj.{p}", "blocks.{i}.attn.key_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.v_proj.{p}", "blocks.{i}.attn.value_proj.{p}"),
+    Rename("encoder.layer.{i}.attention.o_proj.{p}", "blocks.{i}.attn.out_proj.{p}"),
+    Rename("encoder.layer.{i}.layer_scale1.lambda1", "blocks.{i}.layer_scale1.gamma"),
+    Rename("encoder.layer.{i}.norm2.{p}", "blocks.{i}.norm2.{p}"),
+    Rename("encoder.layer.{i}.mlp.fc1.{p}", "blocks.{i}.mlp.fc1.{p}"),
+    Rename("encoder.layer.{i}.mlp.fc2.{p}", "blocks.{i}.mlp.fc2.{p}"),
+    Split(
+        "encoder.layer.{i}.mlp.weights_in.{p}",
+        ("blocks.{i}.mlp.gate_proj.{p}", "blocks.{i}.mlp.up_proj.{p}"),
+    ),
+    Rename("encoder.layer.{i}.mlp.weights_out.{p}", "blocks.{i}.mlp.down_proj.{p}"),
+    Rename("encoder.layer.{i}.mlp.gate_proj.{p}", "blocks.{i}.mlp.gate_proj.{p}"),
+    Rename("encoder.layer.{i}.mlp.up_proj.{p}", "blocks.{i}.mlp.up_proj.{p}"),
+    Rename("encoder.layer.{i}.mlp.down_proj.{p}", "blocks.{i}.mlp.down_proj.{p}"),
+    Rename("encoder.layer.{i}.layer_scale2.lambda1", "blocks.{i}.layer_scale2.gamma"),
+    Rename("layernorm.{p}", "norm.{p}"),
+)

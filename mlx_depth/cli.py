@@ -1,0 +1,187 @@
+"""The command ``mlx-depth``: each verb unpacks its arguments into one API call.
+
+Results go to stdout, diagnostics and progress to stderr. Exit codes: 0 done, 1 some images failed, 2 nothing could be
+done as asked, 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_depth import __version__
+from mlx_depth.checkpoint import DTYPES
+from mlx_depth.colormaps import COLORMAPS
+from mlx_depth.describe import describe_model, models_table
+from mlx_depth.errors import MlxDepthError
+from mlx_depth.files import DEFAULT_FORMATS, Outcome, check_outputs, find_images, predict_files
+from mlx_depth.predictor import DEFAULT_MODEL, load
+from mlx_depth.processor import InputSize
+from mlx_depth.save import FORMATS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except MlxDepthError as error:
+        _say(f"mlx-depth: error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say("mlx-depth: interrupted; --resume goes on where it stopped")
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone; so Python must not flush it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mlx-depth", description="Depth from photos, in MLX.")
+    parser.add_argument("--version", action="version", version=f"mlx-depth {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    _add_predict(verbs)
+
+    models = verbs.add_parser("models", help="list all models, their licence and whether they are downloaded")
+    models.add_argument("--json", action="store_true", help="one JSON array instead of a table")
+    models.set_defaults(run=_run_models)
+
+    info = verbs.add_parser("info", help="show what is known of a model")
+    info.add_argument("model", help="name, alias, folder, .safetensors file, or a downloaded owner/name")
+    info.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    info.set_defaults(run=_run_info)
+    return parser
+
+
+def _add_predict(verbs: Any) -> None:
+    predict = verbs.add_parser("predict", help="write the depth of photos")
+    add = predict.add_argument
+    add("paths", nargs="+", metavar="PATH", help="image, folder, glob, URL, or .txt file with one of these a line")
+    add("-o", "--out", type=Path, default=Path("depth"), metavar="DIR", help="output folder (default: depth)")
+    add("--model", default=DEFAULT_MODEL, help=f"name, folder, file or owner/name (default: {DEFAULT_MODEL})")
+    add("--revision", help="branch, tag or commit of the Hub repository")
+    add("--input-size", type=_input_size, metavar="N|HxW", help="short side of the network image, or its exact size")
+    add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
+    add(
+        "--format",
+        default=",".join(DEFAULT_FORMATS),
+        metavar="LIST",
+        help=f"comma-separated, of {', '.join(FORMATS)} (default: {','.join(DEFAULT_FORMATS)})",
+    )
+    add("--cmap", default="Spectral_r", metavar="NAME", help=f"colour map, one of {', '.join(COLORMAPS)}")
+    add("--side-by-side", action="store_true", help="also write the photo beside its colour map")
+    add("--recursive", action="store_true", help="look into folders within folders")
+    add("--batch-size", type=int, default=1, metavar="N", help="images that the network sees at once (default: 1)")
+    add("--resume", action="store_true", help="skip images whose results are complete")
+    add("--overwrite", action="store_true", help="replace results that exist")
+    add("--verbose", action="store_true", help="say which model, licence and number format are used")
+    add("--json", action="store_true", help="one JSON object a line and image on stdout")
+    predict.set_defaults(run=_run_predict)
+
+
+def _run_predict(options: argparse.Namespace) -> int:
+    formats = tuple(dict.fromkeys([*options.format.split(","), *(["side-by-side"] * options.side_by_side)]))
+    jobs = find_images(options.paths, recursive=options.recursive, out=options.out)
+    writing = {"resume": options.resume, "overwrite": options.overwrite}
+    check_outputs(jobs, options.out, formats, options.cmap, **writing)
+    show_progress = sys.stderr.isatty()
+    model = load(options.model, dtype=options.dtype, revision=options.revision, progress=show_progress)
+    if options.verbose:
+        _say(f"{model.spec.name}: {model.spec.depth_kind.description}, licence {model.spec.licence}, {model.dtype}")
+    outcomes = predict_files(
+        model,
+        jobs,
+        options.out,
+        formats=formats,
+        cmap=options.cmap,
+        batch_size=options.batch_size,
+        input_size=options.input_size,
+        **writing,
+    )
+    return _report(outcomes, len(jobs), as_json=options.json, show_progress=show_progress)
+
+
+def _report(outcomes: Any, total: int, *, as_json: bool, show_progress: bool) -> int:
+    from tqdm import tqdm
+
+    failed = skipped = 0
+    with tqdm(total=total, unit="image", file=sys.stderr, disable=not show_progress) as bar:
+        for outcome in outcomes:
+            failed += outcome.error is not None
+            skipped += outcome.error is None and not outcome.files
+            with tqdm.external_write_mode(file=sys.stderr):
+                _print_outcome(outcome, as_json)
+            bar.update()
+    done = total - failed - skipped
+    _say(f"{done} done, {skipped} complete before, {failed} failed")
+    return 1 if failed else 0
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if outcome.error is not None:
+        _say(f"mlx-depth: {outcome.error}")
+    if as_json:
+        print(json.dumps(_outcome_facts(outcome), ensure_ascii=False), flush=True)
+    elif outcome.files:
+        print(*outcome.files, sep="\n", flush=True)
+
+
+def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
+    if outcome.error is not None:
+        return {"image": outcome.job.source, "error": str(outcome.error)}
+    if outcome.sidecar is None:
+        return {"image": outcome.job.source, "skipped": True}
+    return {**outcome.sidecar, "files": [str(file) for file in outcome.files]}
+
+
+def _run_models(options: argparse.Namespace) -> int:
+    table = models_table()
+    print(json.dumps(table, indent=2) if options.json else _aligned(table))
+    return 0
+
+
+def _run_info(options: argparse.Namespace) -> int:
+    facts = describe_model(options.model)
+    print(json.dumps(facts, indent=2) if options.json else "\n".join(f"{key}: {_cell(facts[key])}" for key in facts))
+    return 0
+
+
+def _aligned(rows: list[dict[str, Any]]) -> str:
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if value is None else str(value)
+
+
+def _input_size(text: str) -> InputSize:
+    try:
+        sides = tuple(int(side) for side in text.lower().split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) == 1:
+        return sides[0]
+    if len(sides) == 2:
+        return sides[0], sides[1]
+    raise argparse.ArgumentTypeError(f"{text!r} is no size: write 518 for the short side, or 392x518 (height x width)")
+
+
+def _print_warning(message: Warning | str, *_: Any) -> None:
+    _say(f"mlx-depth: warning: {message}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Decoders that turn tokens into dense maps."""

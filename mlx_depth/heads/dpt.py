@@ -1,0 +1,185 @@
+"""DPT (Ranftl et al., 2021): tokens of four layers, reassembled into maps, fused, and read out as depth.
+
+Upstream: ``depth_anything_v2/dpt.py`` and transformers' ``modeling_depth_anything.py``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_depth.nn.resize import resize
+from mlx_depth.weights import Drop, Rename, Rule
+
+Resampling = Literal["up4", "up2", "keep", "down2"]
+RESAMPLINGS: tuple[Resampling, ...] = ("up4", "up2", "keep", "down2")  # finest map first
+
+
+@dataclass(frozen=True)
+class DPTConfig:
+    """Sizes of a DPT head and how its last value becomes depth."""
+
+    in_dim: int  # channels of the tokens
+    features: int  # channels of the fused maps
+    out_channels: tuple[int, int, int, int]  # channels of the reassembled maps, finest first
+    hidden_channels: int = 32
+    patch_size: int = 14
+    activation: Literal["relu", "sigmoid"] = "relu"
+    max_depth: float = 1.0  # factor after the activation; metres for sigmoid heads
+
+
+class Reassemble(nn.Module):
+    """Tokens of one layer as a map: project, resample, adapt to the fusion width."""
+
+    def __init__(self, in_dim: int, channels: int, features: int, resampling: Resampling):
+        super().__init__()
+        self.projection = nn.Conv2d(in_dim, channels, kernel_size=1)
+        if resampling in ("up4", "up2"):
+            factor = int(resampling[-1])
+            self.resample: nn.Module = nn.ConvTranspose2d(channels, channels, kernel_size=factor, stride=factor)
+        elif resampling == "down2":
+            self.resample = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        self.adapt = nn.Conv2d(channels, features, kernel_size=3, padding=1, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.projection(x)
+        if "resample" in self:
+            x = self.resample(x)
+        return self.adapt(x)
+
+
+class ResidualConvUnit(nn.Module):
+    """Two pre-activated 3×3 convolutions with a residual connection."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, kernel_size=3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + self.conv2(nn.relu(self.conv1(nn.relu(x))))
+
+
+class Fusion(nn.Module):
+    """Add a finer map to the coarser path, refine, and grow to the next size. The coarsest has nothing to add."""
+
+    def __init__(self, features: int, *, coarsest: bool):
+        super().__init__()
+        if not coarsest:
+            self.residual_conv_unit1 = ResidualConvUnit(features)
+        self.residual_conv_unit2 = ResidualConvUnit(features)
+        self.projection = nn.Conv2d(features, features, kernel_size=1)
+
+    def __call__(self, path: mx.array, finer: mx.array | None, size: tuple[int, int]) -> mx.array:
+        if finer is not None:
+            path = path + self.residual_conv_unit1(finer)
+        path = self.residual_conv_unit2(path)
+        return self.projection(resize(path, size, method="bilinear", align_corners=True))
+
+
+class DPTHead(nn.Module):
+    """Tokens of four layers to depth at the network's input size."""
+
+    def __init__(self, config: DPTConfig):
+        super().__init__()
+        self._config = config
+        features = config.features
+        self.reassemble = [
+            Reassemble(config.in_dim, channels, features, resampling)
+            for channels, resampling in zip(config.out_channels, RESAMPLINGS, strict=True)
+        ]
+        self.fusion = [Fusion(features, coarsest=level == 0) for level in range(len(RESAMPLINGS))]
+        self.conv1 = nn.Conv2d(features, features // 2, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(features // 2, config.hidden_channels, kernel_size=3, padding=1)
+        self.conv3 = nn.Conv2d(config.hidden_channels, 1, kernel_size=1)
+
+    def __call__(self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int]) -> mx.array:
+        """Decode depth.
+
+        Args:
+            patch_tokens: Four arrays ``(B, gh * gw, C)``, the shallowest layer first.
+            grid_size: Patches ``(gh, gw)``.
+        Returns:
+            Depth ``(B, gh * patch_size, gw * patch_size)``: inverse depth >= 0 (relu) or metres (sigmoid).
+
+        Proved by ``tests/heads/test_dpt.py``.
+        """
+        gh, gw = grid_size
+        maps = [
+            reassemble(tokens.reshape(tokens.shape[0], gh, gw, -1))  # tokens → map
+            for reassemble, tokens in zip(self.reassemble, patch_tokens, strict=True)
+        ]
+        return self.read_out(self.fuse(maps), grid_size)
+
+    def fuse(self, maps: Sequence[mx.array]) -> mx.array:
+        """Merge maps, finest first, from coarse to fine: (B, 2 h, 2 w, features)."""
+        levels = list(reversed(maps))
+        sizes = [_size(level) for level in levels[1:]]
+        h, w = _size(levels[-1])
+        path = self.fusion[0](levels[0], None, sizes[0])
+        for fusion, finer, size in zip(self.fusion[1:], levels[1:], [*sizes[1:], (2 * h, 2 * w)], strict=True):
+            path = fusion(path, finer, size)
+        return path
+
+    def read_out(self, path: mx.array, grid_size: tuple[int, int]) -> mx.array:
+        """Turn the fused path into depth at the network's input size, (B, H, W)."""
+        config = self._config
+        size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
+        x = resize(self.conv1(path), size, method="bilinear", align_corners=True)
+        x = self.conv3(nn.relu(self.conv2(x)))[..., 0]  # (B, H, W, 1) → (B, H, W)
+        return (nn.relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
+
+
+def _size(x: mx.array) -> tuple[int, int]:
+    return x.shape[1], x.shape[2]
+
+
+# The tables are relative to the head.
+_UNUSED_UNIT = "the coarsest fusion has no finer map to add, so upstream never runs its first residual unit"
+
+
+def _original_fusion(refinenet: int, level: int) -> tuple[Rule, ...]:
+    source, target = f"scratch.refinenet{refinenet}", f"fusion.{level}"
+    first = f"{source}.resConfUnit1.{{c}}.{{p}}"
+    return (
+        Drop(first, _UNUSED_UNIT) if level == 0 else Rename(first, f"{target}.residual_conv_unit1.{{c}}.{{p}}"),
+        Rename(f"{source}.resConfUnit2.{{c}}.{{p}}", f"{target}.residual_conv_unit2.{{c}}.{{p}}"),
+        Rename(f"{source}.out_conv.{{p}}", f"{target}.projection.{{p}}"),
+    )
+
+
+ORIGINAL: tuple[Rule, ...] = (
+    Rename("projects.{i}.{p}", "reassemble.{i}.projection.{p}"),
+    Rename("resize_layers.{i}.{p}", "reassemble.{i}.resample.{p}"),
+    *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
+    *(rule for level in range(4) for rule in _original_fusion(4 - level, level)),
+    Rename("scratch.output_conv1.{p}", "conv1.{p}"),
+    Rename("scratch.output_conv2.0.{p}", "conv2.{p}"),
+    Rename("scratch.output_conv2.2.{p}", "conv3.{p}"),
+)
+
+
+def _transformers_fusion(level: int) -> tuple[Rule, ...]:
+    source, target = f"neck.fusion_stage.layers.{level}", f"fusion.{level}"
+    units: list[Rule] = []
+    for unit in (1, 2):
+        for conv in (1, 2):
+            name = f"{source}.residual_layer{unit}.convolution{conv}.{{p}}"
+            unused = level == 0 and unit == 1
+            units.append(
+                Drop(name, _UNUSED_UNIT)
+                if unused
+                else Rename(name, f"{target}.residual_conv_unit{unit}.conv{conv}.{{p}}")
+            )
+    return (*units, Rename(f"{source}.projection.{{p}}", f"{target}.projection.{{p}}"))
+
+
+TRANSFORMERS: tuple[Rule, ...] = (
+    Rename("neck.reassemble_stage.layers.{i}.projection.{p}", "reassemble.{i}.projection.{p}"),
+    Rename("neck.reassemble_stage.layers.{i}.resize.{p}", "reassemble.{i}.resample.{p}"),
+    Rename("neck.convs.{i}.weight", "reassemble.{i}.adapt.weight"),
+    *(rule for level in range(4) for rule in _transformers_fusion(level)),
+    Rename("head.{c}.{p}", "{c}.{p}"),
+)

@@ -1,0 +1,1 @@
+"""One home a family: its config, its network, its weight tables."""

@@ -1,0 +1,105 @@
+"""Reading the config.json of a transformers model strictly: every key is used, fixed, or known to have no effect."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mlx_depth.errors import CheckpointError
+
+# Attributes of transformers' PretrainedConfig: older files write them all out. None changes what a network computes.
+_GENERAL = frozenset(
+    [
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "add_cross_attention",
+        "architectures",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "eos_token_id",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "is_decoder",
+        "is_encoder_decoder",
+        "label2id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "model_type",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "pruned_heads",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "tie_word_embeddings",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "typical_p",
+        "use_bfloat16",
+    ]
+)
+
+
+def read_keys(
+    where: str,
+    data: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    no_effect: Iterable[str],
+) -> dict[str, Any]:
+    """Check every key of a transformers config and return the architecture's values.
+
+    Args:
+        where: What is read, for the messages.
+        data: The JSON object.
+        defaults: The keys that are used, with transformers' default for each.
+        fixed: Keys for which only one value is supported.
+        no_effect: Further keys that do not change inference.
+    Raises:
+        CheckpointError: On an unknown key, or on a value that is not supported.
+    """
+    known = {*defaults, *fixed, *no_effect, *_GENERAL}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise CheckpointError(
+            f"{where} has keys that mlx-depth does not know: {', '.join(unknown)}. "
+            f"Known keys: {', '.join(sorted({*defaults, *fixed}))}."
+        )
+    for key, value in fixed.items():
+        if key in data and data[key] != value:
+            raise CheckpointError(
+                f"{where}: {key} is {data[key]!r}, and only {value!r} is supported: this is another architecture"
+            )
+    return {**defaults, **{key: data[key] for key in defaults if key in data}}

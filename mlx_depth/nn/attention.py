@@ -1,0 +1,27 @@
+"""Multi-head self-attention over tokens."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class Attention(nn.Module):
+    """Self-attention with biased projections: (B, N, C) → (B, N, C)."""
+
+    def __init__(self, dims: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_proj = nn.Linear(dims, dims)
+        self.key_proj = nn.Linear(dims, dims)
+        self.value_proj = nn.Linear(dims, dims)
+        self.out_proj = nn.Linear(dims, dims)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        B, N, C = x.shape
+        head_dim = C // self.num_heads
+
+        def split_heads(y: mx.array) -> mx.array:
+            return y.reshape(B, N, self.num_heads, head_dim).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
+
+        query, key, value = (split_heads(f(x)) for f in (self.query_proj, self.key_proj, self.value_proj))
+        y = mx.fast.scaled_dot_product_attention(query, key, value, scale=head_dim**-0.5)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(B, N, C))

@@ -1,0 +1,351 @@
+"""From images to results: the one place that walks the whole line, once, from the path to the ``DepthResult``."""
+
+import dataclasses
+import functools
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, overload
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_depth import hub, openblas
+from mlx_depth.checkpoint import DTYPES, Checkpoint, build_network, read_checkpoint
+from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
+from mlx_depth.image import ImageSource, LoadedImage, load_image
+from mlx_depth.models.family import Reference
+from mlx_depth.postprocess import resize_depth
+from mlx_depth.processor import InputSize, Processor
+from mlx_depth.registry import MODELS, ModelSpec, find_model
+from mlx_depth.result import DepthResult
+
+DEFAULT_MODEL = "depth-anything-v2-small"
+DECODING_THREADS = 2
+WINDOW = 4  # batches' worth of images that may wait for others of their size
+
+OnError = Callable[[ImageSource, ImageError], None]
+
+
+@dataclass(frozen=True, eq=False)
+class DepthModel:
+    """A model in memory, ready to predict.
+
+    Attributes:
+        spec: Name, sizes, licence and kind of depth.
+        network: The ``nn.Module``: normalised ``pixel_values`` (B, H, W, 3) → named outputs with ``depth`` (B, H, W).
+        processor: How photos become ``pixel_values``, and depth maps photo-sized again.
+        dtype: Number format that the network computes in.
+        revision: Commit of the Hub repository; None for local weights.
+    """
+
+    spec: ModelSpec
+    network: nn.Module
+    processor: Processor
+    dtype: mx.Dtype
+    revision: str | None = None
+
+    def predict(self, image: ImageSource, *, input_size: InputSize | None = None) -> DepthResult:
+        """Predict the depth of one image.
+
+        Args:
+            image: Path, URL, bytes, binary file, PIL image, numpy or MLX array; see ``load_image``.
+            input_size: Short side in network pixels, or an exact ``(height, width)`` in multiples of 14; None: the
+                model's own. Larger shows finer detail, slower.
+        Returns:
+            Depth at the original size, float32, with its kind and unit.
+        Raises:
+            ImageError: If the image cannot be read.
+            OptionError: If the input size cannot work.
+
+        Proved by ``tests/test_predictor.py``.
+        """
+        return self._predict_group([load_image(image)], input_size)[0]
+
+    def predict_batch(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        batch_size: int = 4,
+        input_size: InputSize | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[DepthResult]:
+        """Predict many images of any mix of sizes; decoding runs ahead of the network.
+
+        Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait.
+
+        Args:
+            images: A list or any iterator of what ``predict`` takes.
+            batch_size: Images that the network sees at once.
+            input_size: As for ``predict``.
+            on_error: Called with each unreadable image and its error, which is then left out; None: raise the error
+                once the results before it are out.
+        Yields:
+            One result an image, in the order given.
+        Raises:
+            ImageError: If an image cannot be read and there is no ``on_error``.
+            OptionError: If the batch size or the input size cannot work.
+
+        Proved by ``tests/test_predictor.py``.
+        """
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}: give 1 or more")
+        self.processor.network_size((1, 1), input_size)  # a wrong input_size is the caller's error, not an image's
+        return self._stream(images, batch_size, input_size, on_error)
+
+    def _stream(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int,
+        input_size: InputSize | None,
+        on_error: OnError | None,
+    ) -> Iterator[DepthResult]:
+        groups: dict[tuple[int, int], dict[int, LoadedImage]] = {}  # network size → waiting images by number
+        done: dict[int, DepthResult | tuple[ImageSource, ImageError]] = {}
+        due = 0  # number of the next image to hand out
+
+        def run(group: dict[int, LoadedImage]) -> None:
+            done.update(zip(group, self._predict_group(list(group.values()), input_size), strict=True))
+
+        def hand_out() -> Iterator[DepthResult]:
+            nonlocal due
+            while due in done:
+                outcome = done.pop(due)
+                due += 1
+                if isinstance(outcome, DepthResult):
+                    yield outcome
+                elif on_error is None:
+                    raise outcome[1]
+                else:
+                    on_error(*outcome)
+
+        for number, (source, loaded) in enumerate(_decode_ahead(images, batch_size)):
+            size = loaded if isinstance(loaded, ImageError) else self._size_or_error(loaded, input_size)
+            if isinstance(size, ImageError):
+                done[number] = (source, size)
+            else:
+                groups.setdefault(size, {})[number] = cast(LoadedImage, loaded)
+                if len(groups[size]) == batch_size:
+                    run(groups.pop(size))
+                elif number - due >= WINDOW * batch_size:
+                    run(groups.pop(next(size for size, group in groups.items() if due in group)))
+            yield from hand_out()
+        for group in groups.values():
+            run(group)
+        yield from hand_out()
+
+    def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> tuple[int, int] | ImageError:
+        try:
+            return self.processor.network_size(image.info.size, input_size)
+        except OptionError as error:
+            return ImageError(f"{image.info.source}: {error}")
+
+    def _predict_group(self, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
+        """Images of one network size, one batch."""
+        _warn_slow()
+        pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
+        depth = self.network(pixel_values.astype(self.dtype)).depth
+        full = [
+            resize_depth(depth[i : i + 1], image.info.size, method=self.processor.restore)[0]
+            for i, image in enumerate(images)
+        ]
+        mx.eval(full)
+        return [
+            self._result(image, np.array(array), (depth.shape[1], depth.shape[2]))
+            for image, array in zip(images, full, strict=True)
+        ]
+
+    def _result(self, image: LoadedImage, depth: "np.ndarray", input_size: tuple[int, int]) -> DepthResult:
+        return DepthResult(
+            depth,
+            self.spec.depth_kind,
+            model=self.spec.name,
+            image_size=image.info.size,
+            input_size=input_size,
+            image=image.pixels,
+            focal_length_px=image.info.focal_length_px,
+            max_depth=self.spec.config.max_depth,
+            revision=self.revision,
+            dtype=str(self.dtype).removeprefix("mlx.core."),
+            licence=self.spec.licence,
+            source=image.info.source,
+        )
+
+
+def load(
+    source: str | Path = DEFAULT_MODEL,
+    *,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    reference: Reference | None = None,
+    progress: bool = True,
+) -> DepthModel:
+    """Load a model into memory; download it first where that is needed.
+
+    Args:
+        source: A registry name or alias (``mlx-depth models`` lists them), a folder or ``.safetensors`` file, or a Hub
+            repository ``owner/name[@revision]``.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: float16 on a GPU, float32 on a CPU.
+        revision: Branch, tag or commit of the Hub repository.
+        reference: Whose rules for resizing photos, position tables and depth maps to follow: ``"original"`` (the
+            authors' code) or ``"transformers"``; None: what the checkpoint says, which is the authors' for Hub files.
+        progress: Show the Hub's progress bar on stderr.
+    Returns:
+        The model.
+    Raises:
+        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
+        CheckpointError: If its files are damaged or not exactly what the model needs.
+        OptionError: If an argument cannot work.
+
+    Proved by ``tests/test_predictor.py`` and ``tests/models/test_depth_anything.py``.
+    """
+    chosen = _dtype(dtype)
+    checkpoint, commit = fetch(source, revision=revision, progress=progress)
+    if reference is not None:
+        checkpoint = _follow(checkpoint, reference)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    network = build_network(checkpoint, dtype=chosen, expand=on_cpu)
+    return DepthModel(checkpoint.spec, network, checkpoint.spec.processor, chosen, commit)
+
+
+def fetch(source: str | Path, *, revision: str | None = None, progress: bool = True) -> tuple[Checkpoint, str | None]:
+    """Find a model, download it where that is needed, and read its checkpoint.
+
+    Args:
+        source: As for ``load``.
+        revision: As for ``load``.
+        progress: As for ``load``.
+    Returns:
+        The checkpoint, its tensors still on disk, and the Hub's commit.
+    Raises:
+        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
+        CheckpointError: If its files are damaged or not exactly what the model needs.
+    """
+    spec = find_model(str(source)) if hub.is_name(source) else None
+    if spec is not None and spec.folder is not None:
+        return read_checkpoint(spec.folder), None
+    if spec is not None and spec.hub_id is None:
+        raise ModelNotFoundError(f"the weights of {spec.name} are not released: choose another of `mlx-depth models`.")
+    if spec is not None and spec.hub_id is not None:
+        source, revision = spec.hub_id, revision or "main"  # a given revision always means the Hub
+    location = hub.locate(source, revision=revision, progress=progress)
+    if location.repo is None:
+        return read_checkpoint(location.path), None
+    known = next((spec for spec in MODELS.values() if spec.hub_id == location.repo), None)
+    return read_checkpoint(location.path, known, name=location.repo), location.revision
+
+
+@overload
+def predict(
+    image: "list[ImageSource] | tuple[ImageSource, ...]",
+    *,
+    model: str | Path = ...,
+    dtype: str | mx.Dtype | None = ...,
+    revision: str | None = ...,
+    input_size: InputSize | None = ...,
+) -> Iterator[DepthResult]: ...
+@overload
+def predict(  # type: ignore[overload-overlap]  # an open file is an iterator, too, and counts as one image
+    image: ImageSource,
+    *,
+    model: str | Path = ...,
+    dtype: str | mx.Dtype | None = ...,
+    revision: str | None = ...,
+    input_size: InputSize | None = ...,
+) -> DepthResult: ...
+@overload
+def predict(
+    image: Iterator[ImageSource],
+    *,
+    model: str | Path = ...,
+    dtype: str | mx.Dtype | None = ...,
+    revision: str | None = ...,
+    input_size: InputSize | None = ...,
+) -> Iterator[DepthResult]: ...
+def predict(
+    image: Any,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    input_size: InputSize | None = None,
+) -> DepthResult | Iterator[DepthResult]:
+    """Predict depth; the loaded model is kept for the next call.
+
+    Args:
+        image: One image (path, URL, bytes, binary file, PIL image, array), or a list or iterator of images.
+        model: As ``source`` of ``load``.
+        dtype: As for ``load``.
+        revision: As for ``load``.
+        input_size: As for ``DepthModel.predict``.
+    Returns:
+        One result; for a list or iterator an iterator of results in the same order.
+    Raises:
+        MlxDepthError: As ``load`` and ``DepthModel.predict``.
+
+    Proved by ``tests/test_predictor.py``.
+    """
+    loaded = _keep(model, _dtype(dtype), revision)
+    if isinstance(image, (list, tuple)) or (isinstance(image, Iterator) and not hasattr(image, "read")):
+        return loaded.predict_batch(image, input_size=input_size)
+    return loaded.predict(image, input_size=input_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _keep(model: str | Path, dtype: mx.Dtype, revision: str | None) -> DepthModel:
+    return load(model, dtype=dtype, revision=revision)
+
+
+def _dtype(name: str | mx.Dtype | None) -> mx.Dtype:
+    if name is None:
+        return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
+    if isinstance(name, mx.Dtype) and name in DTYPES.values():
+        return name
+    if isinstance(name, str) and name in DTYPES:
+        return DTYPES[name]
+    raise OptionError(f"no dtype {str(name)!r}: choose one of {', '.join(DTYPES)}")
+
+
+def _follow(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:
+    spec = checkpoint.spec
+    config = checkpoint.family.follow(spec.config, reference)
+    return dataclasses.replace(
+        checkpoint,
+        spec=dataclasses.replace(spec, config=config, processor=spec.processor.follow(reference)),
+    )
+
+
+def _decode_ahead(images: Iterable[ImageSource], ahead: int) -> Iterator[tuple[ImageSource, LoadedImage | ImageError]]:
+    """Load images in threads, at most ``ahead`` of them before they are asked for, in order."""
+    queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
+    pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="mlx-depth-decode")
+    try:
+        for source in images:
+            queue.append((source, pool.submit(_try_load, source)))
+            if len(queue) > ahead:
+                source, future = queue.popleft()
+                yield source, future.result()
+        while queue:
+            source, future = queue.popleft()
+            yield source, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _try_load(source: ImageSource) -> LoadedImage | ImageError:
+    try:
+        return load_image(source)
+    except ImageError as error:
+        return error
+
+
+@functools.cache
+def _warn_slow() -> None:
+    """Once a process: say how to get a fast BLAS where MLX computes on a slow one."""
+    hint = openblas.hint() if mx.default_device() == mx.Device(mx.cpu) else None
+    if hint is not None:
+        warnings.warn(hint, stacklevel=4)

@@ -1,0 +1,249 @@
+"""How a photo becomes network input, as data: size rule, resampling and normalisation."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.models.family import Reference
+from mlx_depth.nn.resize import resize, resize_pillow
+from mlx_depth.postprocess import DepthMethod
+
+Policy = Literal["lower_bound", "upper_bound", "minimal"]
+Resample = Literal["opencv", "pillow"]
+InputSize = int | tuple[int, int]
+"""The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# 62 times the usual 518 × 518, 85,000 patches: beyond it attention runs for minutes and head maps pass 2 GB each.
+MAX_NETWORK_PIXELS = 4096 * 4096
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Turns RGB images into normalised network pixels. The defaults are the Depth Anything authors' rules;
+    ``follow("transformers")`` gives those of the published ``-hf`` numbers."""
+
+    input_size: int = 518
+    """Wanted side of the network image in pixels; ``policy`` says which side."""
+
+    policy: Policy = "lower_bound"
+    """With the aspect kept, both sides are scaled so that the short side (``lower_bound``), the long side
+    (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``."""
+
+    multiple_of: int = 14
+    """Both sides are rounded to a multiple of this: the patch size."""
+
+    keep_aspect: bool = True
+    """False stretches the image to a square."""
+
+    resample: Resample = "opencv"
+    """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
+    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis."""
+
+    restore: DepthMethod = "bilinear"
+    """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the RGB values, 0..1."""
+
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of the RGB values, 0..1."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("policy", Policy), ("resample", Resample), ("restore", DepthMethod)):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise OptionError(f"no {name} {getattr(self, name)!r} for a Processor: choose one of {choices}.")
+
+    def __call__(self, image: npt.NDArray[np.uint8], *, input_size: InputSize | None = None) -> mx.array:
+        """Resize and normalise one image.
+
+        Args:
+            image: RGB uint8, ``(H, W, 3)``.
+            input_size: As for ``network_size``.
+        Returns:
+            Pixel values, ``(1, h, w, 3)``, float32: ``(pixel / 255 − mean) / std``.
+        Raises:
+            OptionError: If ``image`` is not RGB uint8, or ``input_size`` cannot work.
+
+        The authors' ``depth_anything_v2/util/transform.py`` on ``image / 255.0``, or transformers'
+        ``DPTImageProcessor``; proved by ``tests/test_processor.py``.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise OptionError(
+                f"the processor takes RGB uint8 (H, W, 3), not {image.dtype} {image.shape}: use load_image first."
+            )
+        size = self.network_size((image.shape[0], image.shape[1]), input_size)
+        pixels = mx.array(image)[None]
+        if self.resample == "pillow":
+            pixels = resize_pillow(pixels, size)
+        else:
+            pixels = resize(pixels, size, method="opencv_cubic")
+        scale, offset = self._scale_and_offset()
+        return pixels * scale + offset
+
+    def network_size(self, image_size: tuple[int, int], input_size: InputSize | None = None) -> tuple[int, int]:
+        """The size that an image has inside the network.
+
+        Args:
+            image_size: ``(height, width)`` of the image in pixels.
+            input_size: Replaces the processor's ``input_size``; or the exact ``(height, width)``, multiples of
+                ``multiple_of``.
+        Returns:
+            ``(height, width)`` in network pixels, multiples of ``multiple_of``; 1080 × 1920 gives 518 × 924.
+        Raises:
+            OptionError: If ``input_size`` is below ``multiple_of``, or an exact one not a multiple of it, or if the
+                result has more than ``MAX_NETWORK_PIXELS``.
+
+        ``Resize.get_size`` of the authors' ``util/transform.py``; proved by ``tests/test_processor.py``.
+        """
+        if isinstance(input_size, tuple):
+            size = self._exact_size(input_size)
+        else:
+            size = self._scaled_size(image_size, self.input_size if input_size is None else input_size)
+        if size[0] * size[1] > MAX_NETWORK_PIXELS:
+            raise OptionError(
+                f"an image of {image_size[0]} × {image_size[1]} pixels would become {size[0]} × {size[1]} in the "
+                f"network, more than {MAX_NETWORK_PIXELS:,} pixels: crop it, or give a smaller input_size or an "
+                "exact one, (height, width)."
+            )
+        return size
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Processor":
+        """Read the ``preprocessor_config.json`` of a transformers checkpoint.
+
+        Sizes and normalisation are the file's; the rules stay the authors': ``follow("transformers")`` changes them.
+
+        Args:
+            config: The parsed JSON.
+        Raises:
+            CheckpointError: If a key is missing or unknown, or has a value that would change the pixels in a way
+                that this class does not know.
+
+        The keys of transformers' ``DPTImageProcessor``; proved by ``tests/test_processor.py``.
+        """
+        _check_config(config)
+        return cls(
+            input_size=config["size"]["height"],
+            multiple_of=config["ensure_multiple_of"],
+            keep_aspect=config["keep_aspect_ratio"],
+            mean=tuple(config["image_mean"]),
+            std=tuple(config["image_std"]),
+        )
+
+    def follow(self, reference: Reference) -> "Processor":
+        """The same sizes and normalisation under the rules of the authors (``"original"``) or of transformers.
+
+        Args:
+            reference: Whose ``policy``, ``resample`` and ``restore`` to use.
+
+        Sources as for calling a processor and for ``resize_depth``; proved by ``tests/test_processor.py``.
+        """
+        if reference == "transformers":
+            return replace(self, policy="minimal", resample="pillow", restore="bicubic")
+        return replace(self, policy="lower_bound", resample="opencv", restore="bilinear")
+
+    def _exact_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        nearest = tuple(max(round(side / self.multiple_of), 1) * self.multiple_of for side in size)
+        if size != nearest:
+            raise OptionError(
+                f"input_size {size} is not made of multiples of {self.multiple_of}: the nearest valid one is {nearest}."
+            )
+        return size
+
+    def _scaled_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
+        if target < self.multiple_of:
+            raise OptionError(f"input_size {target} is below one patch: give at least {self.multiple_of} pixels.")
+        scales = (target / image_size[0], target / image_size[1])
+        if self.keep_aspect:
+            scales = (self._common_scale(scales),) * 2
+        height, width = (self._round_side(scale * side, target) for scale, side in zip(scales, image_size, strict=True))
+        return height, width
+
+    def _common_scale(self, scales: tuple[float, float]) -> float:
+        if self.policy == "lower_bound":
+            return max(scales)
+        if self.policy == "upper_bound":
+            return min(scales)
+        return min(scales, key=lambda scale: abs(1 - scale))  # of equal ones the height's, as upstream
+
+    def _round_side(self, side: float, target: int) -> int:
+        """The nearest multiple (of two, the even one), unless it breaks the bound; at least one patch."""
+        count = round(side / self.multiple_of)
+        if self.policy == "lower_bound" and count * self.multiple_of < target:
+            count = math.ceil(side / self.multiple_of)
+        if self.policy == "upper_bound" and count * self.multiple_of > target:
+            count = math.floor(side / self.multiple_of)
+        return max(count, 1) * self.multiple_of
+
+    def _scale_and_offset(self) -> tuple[mx.array, mx.array]:
+        mean, std = np.array(self.mean), np.array(self.std)
+        return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
+
+
+# Keys of preprocessor_config.json that Processor reads.
+_READ_KEYS = ("size", "ensure_multiple_of", "keep_aspect_ratio", "image_mean", "image_std")
+# Keys that change pixels, with the only values that Processor knows.
+_FIXED_KEYS: dict[str, tuple[Any, ...]] = {
+    "image_processor_type": ("DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"),
+    "feature_extractor_type": ("DPTFeatureExtractor",),
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+    "do_pad": (False, None),
+    "do_center_crop": (False, None),
+    "size_divisor": (None,),
+    "resample": (3,),  # PIL's BICUBIC
+    "rescale_factor": (1 / 255,),
+}
+# Keys that leave the pixels of an RGB image alone.
+_INERT_KEYS = (
+    "_valid_processor_keys",
+    "crop_size",
+    "data_format",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+    "do_convert_rgb",
+    "do_reduce_labels",
+    "image_seq_length",
+    "input_data_format",
+    "pad_size",
+    "processor_class",
+    "return_tensors",
+)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    missing = sorted(set(_READ_KEYS) - set(config))
+    if missing:
+        raise CheckpointError(
+            f"preprocessor_config.json lacks {', '.join(missing)}: take the file of the original checkpoint."
+        )
+    unknown = sorted(set(config) - set(_READ_KEYS) - set(_FIXED_KEYS) - set(_INERT_KEYS))
+    if unknown:
+        raise CheckpointError(
+            f"preprocessor_config.json has unknown keys: {', '.join(unknown)}. Remove those that leave pixels alone, "
+            "or pass pixel values to the network yourself."
+        )
+    for key, known in _FIXED_KEYS.items():
+        if key in config and config[key] not in known:
+            raise CheckpointError(
+                f"preprocessor_config.json has {key} = {config[key]!r}, but only {known[0]!r} is supported: "
+                "correct the file, or pass pixel values to the network yourself."
+            )
+    size = config["size"]
+    if not isinstance(size, Mapping) or set(size) != {"height", "width"} or size["height"] != size["width"]:
+        raise CheckpointError(
+            f"preprocessor_config.json has size = {size!r}, but an equal height and width are needed: correct the "
+            "file, and give other sizes as input_size."
+        )

@@ -1,0 +1,234 @@
+"""Pixels in and depth out: the size rule, both preprocessing references, and the way back to the photo's size."""
+
+import dataclasses
+import json
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support import relative_error, require, seeded
+
+from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.models.family import config_from_dict
+from mlx_depth.postprocess import resize_depth
+from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, Processor
+
+AUTHORS = Processor()
+TRANSFORMERS = AUTHORS.follow("transformers")
+PHOTO_SIZES = [(518, 518), (392, 518), (1080, 1920), (70, 98), (33, 517), (640, 427)]
+GATE = 1e-5
+
+CONFIG = {  # as published with Depth-Anything-V2-Small-hf
+    "do_normalize": True,
+    "do_pad": False,
+    "do_rescale": True,
+    "do_resize": True,
+    "ensure_multiple_of": 14,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_processor_type": "DPTImageProcessor",
+    "image_std": [0.229, 0.224, 0.225],
+    "keep_aspect_ratio": True,
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 518, "width": 518},
+    "size_divisor": None,
+}
+
+
+def photo(size):
+    """Shapes with soft shading, hard edges and sensor noise."""
+    height, width = size
+    y, x = np.mgrid[:height, :width] / max(size)
+    shading = np.stack([x, y, 1 - x], axis=-1) * 200
+    stripes = 120 * (np.sin(40 * x * (1 + y)) > 0)[..., None]
+    disc = 255 * (np.hypot(x - 0.4, y - 0.3) < 0.15)[..., None] * np.array([1, 0.2, 0])
+    grain = np.random.RandomState(7).normal(0, 6, (height, width, 3))
+    return np.clip(shading + stripes - disc + grain, 0, 255).astype(np.uint8)
+
+
+def authors_size(height, width, target):
+    """``Resize.get_size`` with ``lower_bound`` and multiples of 14, restated."""
+    scale = max(target / height, target / width)
+
+    def constrain(value):
+        nearest = int(np.round(value / 14) * 14)
+        return int(np.ceil(value / 14) * 14) if nearest < target else nearest
+
+    return constrain(scale * height), constrain(scale * width)
+
+
+def transformers_processor(config):
+    transformers = require("reference", "transformers.models.dpt.image_processing_pil_dpt")
+    return transformers.DPTImageProcessorPil(**{key: config[key] for key in config if key != "image_processor_type"})
+
+
+@pytest.mark.parametrize(
+    ("image_size", "expected"),
+    [
+        ((1080, 1920), (518, 924)),
+        ((1920, 1080), (924, 518)),
+        ((518, 518), (518, 518)),
+        ((480, 640), (518, 686)),
+        ((33, 517), (518, 8120)),
+        ((1, 1), (518, 518)),
+    ],
+)
+def test_network_size(image_size, expected):
+    assert AUTHORS.network_size(image_size) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(14, 1500))
+@example(1000, 1500, 515)  # rounds down to 518's neighbour
+@example(1000, 1500, 493)  # rounds below the bound: one patch more
+def test_network_size_equals_the_authors_rule(height, width, target):
+    expected = authors_size(height, width, target)
+    assume(math.prod(expected) <= MAX_NETWORK_PIXELS)
+    assert AUTHORS.network_size((height, width), target) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(14, 1500), st.booleans())
+@example(100, 400, 518, True)
+@example(500, 540, 518, True)
+def test_network_size_equals_transformers(height, width, target, keep_aspect):
+    module = require("reference", "transformers.models.dpt.image_processing_pil_dpt")
+    image = np.broadcast_to(np.uint8(0), (3, height, width))
+    expected = module.get_resize_output_image_size(image, (target, target), keep_aspect, 14)
+    expected = (max(expected.height, 14), max(expected.width, 14))  # upstream rounds very long images to zero
+    assume(math.prod(expected) <= MAX_NETWORK_PIXELS)
+    processor = dataclasses.replace(TRANSFORMERS, keep_aspect=keep_aspect)
+    assert processor.network_size((height, width), target) == expected
+
+
+@pytest.mark.parametrize(
+    ("image_size", "expected"), [((1080, 1920), (280, 504)), ((640, 427), (504, 336)), ((1, 10000), (14, 504))]
+)
+def test_upper_bound_fits_the_long_side(image_size, expected):
+    processor = Processor(input_size=504, policy="upper_bound")
+    assert processor.network_size(image_size) == expected
+
+
+def test_upper_bound_never_rounds_above_the_bound():
+    assert Processor(policy="upper_bound").network_size((600, 600), 515) == (504, 504)
+
+
+def test_an_exact_input_size_is_kept():
+    assert AUTHORS.network_size((1080, 1920), (392, 518)) == (392, 518)
+    assert AUTHORS(photo((70, 98)), input_size=(28, 42)).shape == (1, 28, 42, 3)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "input_size", "message"),
+    [
+        ((480, 640), 13, "at least 14"),
+        ((480, 640), (500, 700), r"nearest valid one is \(504, 700\)"),
+        ((480, 640), (0, 14), r"nearest valid one is \(14, 14\)"),
+        ((1, 10000), None, "518 × 5180000 .* crop it"),
+        ((480, 640), (4200, 4200), "smaller input_size"),
+    ],
+)
+def test_input_sizes_that_cannot_work(image_size, input_size, message):
+    with pytest.raises(OptionError, match=message):
+        AUTHORS.network_size(image_size, input_size)
+
+
+@pytest.mark.parametrize("size", PHOTO_SIZES)
+def test_pixel_values_equal_the_authors_formula(size):
+    cv2 = require("reference", "cv2")
+    image = photo(size)
+    height, width = authors_size(*size, 518)
+    resized = cv2.resize(image / 255.0, (width, height), interpolation=cv2.INTER_CUBIC)
+    reference = (resized - IMAGENET_MEAN) / IMAGENET_STD
+    assert relative_error(AUTHORS(image)[0], reference) <= GATE
+
+
+@pytest.mark.parametrize("size", [size for size in PHOTO_SIZES if size != (33, 517)])  # Pillow 13: rows first
+def test_pixel_values_equal_transformers(size):
+    image = photo(size)
+    reference = transformers_processor(CONFIG)(Image.fromarray(image), return_tensors="np")["pixel_values"]
+    ours = Processor.from_config(CONFIG).follow("transformers")(image)
+    # The bytes are equal, so what is left is float32 rounding; one grey level would be 7e-3.
+    assert relative_error(ours, reference.transpose(0, 2, 3, 1)) <= 1e-6
+
+
+def test_the_two_references_are_told_apart():
+    image = photo((1080, 1920))
+    assert relative_error(AUTHORS(image), TRANSFORMERS(image)) > 0.05
+    assert TRANSFORMERS.follow("original") == AUTHORS
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])
+def test_only_rgb_bytes_are_taken(image):
+    with pytest.raises(OptionError, match="load_image"):
+        AUTHORS(image)
+
+
+@pytest.mark.parametrize("change", [{"policy": "exact"}, {"resample": "lanczos"}, {"restore": "nearest"}])
+def test_unknown_rules_raise(change):
+    with pytest.raises(OptionError, match="choose one of"):
+        dataclasses.replace(AUTHORS, **change)
+
+
+def test_config_of_a_published_checkpoint():
+    assert Processor.from_config(CONFIG) == AUTHORS
+    assert Processor.from_config(CONFIG | {"size": {"height": 364, "width": 364}}).input_size == 364
+
+
+def test_config_that_transformers_writes_is_read(tmp_path):
+    transformers_processor(CONFIG).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert Processor.from_config(config) == AUTHORS
+
+
+def test_our_own_form_survives_json():
+    processor = dataclasses.replace(TRANSFORMERS, input_size=364, mean=(0.1, 0.2, 0.3))
+    written = json.loads(json.dumps(dataclasses.asdict(processor)))
+    assert config_from_dict(Processor, written) == processor
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resample": 2}, "resample = 2"),
+        ({"do_pad": True}, "do_pad = True"),
+        ({"do_normalize": False}, "do_normalize = False"),
+        ({"rescale_factor": 1.0}, "rescale_factor = 1.0"),
+        ({"size_divisor": 14}, "size_divisor = 14"),
+        ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor"),
+        ({"size": {"shortest_edge": 518}}, "shortest_edge"),
+        ({"size": {"height": 392, "width": 518}}, "equal height and width"),
+        ({"sharpen": 2}, "unknown keys: sharpen"),
+    ],
+)
+def test_config_values_that_are_not_known_raise(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        Processor.from_config(CONFIG | change)
+
+
+def test_config_without_a_needed_key_raises():
+    config = {key: CONFIG[key] for key in CONFIG if key != "image_mean"}
+    with pytest.raises(CheckpointError, match="lacks image_mean"):
+        Processor.from_config(config)
+
+
+@pytest.mark.parametrize("size", [(518, 518), (1080, 1920), (33, 517), (1, 1), (2000, 7)])
+@pytest.mark.parametrize(("method", "align_corners"), [("bilinear", True), ("bicubic", False)])
+def test_depth_comes_back_as_upstream_resizes_it(size, method, align_corners):
+    torch = require("reference", "torch")
+    depth = seeded("depth", (2, 70, 98))
+    reference = torch.nn.functional.interpolate(
+        torch.tensor(depth, dtype=torch.float64)[:, None], size=size, mode=method, align_corners=align_corners
+    )
+    assert relative_error(resize_depth(mx.array(depth), size, method=method), reference[:, 0].numpy()) <= GATE
+
+
+def test_depth_comes_back_in_float32():
+    depth = mx.array(seeded("depth", (1, 14, 14))).astype(mx.float16)
+    restored = resize_depth(depth, (20, 30))
+    assert restored.dtype == mx.float32
+    assert mx.array_equal(restored, resize_depth(depth.astype(mx.float32), (20, 30)))
