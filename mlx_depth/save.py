@@ -297,7 +297,7 @@ def _write_pfm(result: DepthResult, stream: BinaryIO) -> None:
 
 def _write_exr(result: DepthResult, stream: BinaryIO) -> None:
     try:
-        import OpenEXR  # type: ignore[import-not-found]  # ships no types
+        import OpenEXR  # ships no types
     except ImportError as error:
         raise SaveError("OpenEXR is missing, which .exr files need: pip install 'mlx-depth[exr]'.") from error
     header = {

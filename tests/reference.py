@@ -57,11 +57,11 @@ def model(size: str, *, version: int = 2, max_depth: int | None = None, swiglu: 
     upstream = upstream.to_empty(device="cpu").eval()
     with torch.no_grad():
         for name, parameter in upstream.named_parameters():
-            parameter.copy_(torch.from_numpy(weight(name, tuple(parameter.shape))))
+            parameter.copy_(torch.from_numpy(weight(name, tuple(parameter.shape), relu=max_depth is None)))
     return upstream
 
 
-def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def weight(name: str, shape: tuple[int, ...], *, relu: bool = True) -> np.ndarray:
     """A parameter's values from its name: products keep their scale, gains stay near one."""
     if name.endswith("lambda1"):
         return 0.3 + seeded(name, shape, 0.05)
@@ -71,8 +71,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return seeded(name, shape, 0.5)
     fan_in = shape[0] if "layers.0.resize" in name or "layers.1.resize" in name else int(np.prod(shape[1:]))
     values = seeded(name, shape, fan_in**-0.5)
-    # A mean above zero in the last convolution keeps the ReLU output alive; every test asserts that it is.
-    return values + fan_in**-0.5 if name == "head.conv3.weight" else values
+    # A mean above zero in the last convolution keeps a ReLU output alive; `run` asserts that it is.
+    return values + fan_in**-0.5 if name == "head.conv3.weight" and relu else values
 
 
 def save(upstream: Any, folder: Path) -> Path:
@@ -92,7 +92,10 @@ def pixels(*shape: int) -> np.ndarray:
 def run(upstream: Any, pixel_values: np.ndarray) -> np.ndarray:
     """Upstream's depth, (B, H, W), for NHWC pixels."""
     with torch.no_grad():
-        return upstream(nchw(pixel_values)).predicted_depth.numpy()
+        depth = upstream(nchw(pixel_values)).predicted_depth.numpy()
+    assert depth.std() > 0.05 * np.abs(depth).mean(), "a reference that hardly varies proves nothing"
+    assert (depth == 0).mean() < 0.1, "a dead reference proves nothing"
+    return depth
 
 
 def nchw(x: np.ndarray) -> Any:

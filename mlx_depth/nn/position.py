@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_depth.nn.resize import resize
 
-PositionRule = Literal["size", "scale"]
+PositionRule = Literal["size", "scale", "antialias"]
 SCALE_OFFSET = 0.1  # added to the grid before dividing: DINOv2's interpolate_offset
 
 
@@ -17,7 +17,8 @@ def resize_position_table(table: mx.array, grid_size: tuple[int, int], rule: Pos
         table: ``(1, n * n, C)``, the patch positions without the class token's.
         grid_size: Patches ``(gh, gw)``.
         rule: ``"size"`` takes sampling coordinates from the two sizes (transformers); ``"scale"`` from the factor
-            ``(grid + 0.1) / n`` (the DINOv2 and Depth Anything authors).
+            ``(grid + 0.1) / n`` (the DINOv2 and Depth Anything authors); ``"antialias"`` is ``"size"`` with a filter
+            that widens where the table shrinks (DINOv2 with registers, in both code bases).
     Returns:
         ``(1, gh * gw, C)``, the table's dtype; the table itself where the grid is n × n.
 
@@ -30,5 +31,5 @@ def resize_position_table(table: mx.array, grid_size: tuple[int, int], rule: Pos
     gh, gw = grid_size
     scale = ((gh + SCALE_OFFSET) / n, (gw + SCALE_OFFSET) / n) if rule == "scale" else None
     grid = table.reshape(1, n, n, dims).astype(mx.float32)
-    resized = resize(grid, grid_size, method="bicubic", scale=scale)
+    resized = resize(grid, grid_size, method="bicubic", scale=scale, antialias=rule == "antialias")
     return resized.reshape(1, gh * gw, dims).astype(table.dtype)

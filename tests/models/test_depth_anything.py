@@ -1,0 +1,189 @@
+"""Whole Depth Anything networks against transformers and against the authors' rules, from the same pixels."""
+
+import dataclasses
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import reference
+from support import correlation, relative_error
+
+import mlx_depth
+from mlx_depth import DepthKind, OptionError
+from mlx_depth.checkpoint import build_network, read_checkpoint
+from mlx_depth.models.depth_anything import DepthAnything, depth_anything_config
+
+GATE = 1e-4  # relative error, float32, from the same pixels
+CORRELATION = 0.99999
+
+TINY = [
+    pytest.param({"size": "tiny"}, (1, 70, 98), id="v2-70x98"),
+    pytest.param({"size": "tiny"}, (3, 98, 70), id="v2-batch-of-3"),
+    pytest.param({"size": "tiny"}, (1, 518, 518), id="v2-table-size"),
+    pytest.param({"size": "tiny"}, (1, 14, 14), id="v2-one-patch"),
+    pytest.param({"size": "tiny"}, (1, 14, 126), id="v2-one-row"),
+    pytest.param({"size": "tiny"}, (1, 1036, 602), id="v2-1036x602"),
+    pytest.param({"size": "tiny", "version": 1}, (2, 56, 112), id="v1"),
+    pytest.param({"size": "tiny", "max_depth": 20}, (3, 70, 98), id="metric-indoor"),
+    pytest.param({"size": "tiny", "max_depth": 80}, (1, 98, 70), id="metric-outdoor"),
+    pytest.param({"size": "tiny", "swiglu": True}, (1, 70, 98), id="swiglu"),
+]
+FULL = [
+    pytest.param({}, (1, 518, 518), id="518x518"),
+    pytest.param({}, (1, 392, 518), id="392x518"),
+    pytest.param({}, (3, 70, 98), id="70x98-batch-of-3"),
+    pytest.param({"max_depth": 20}, (1, 392, 518), id="metric-392x518"),
+    pytest.param({"max_depth": 80}, (3, 70, 98), id="metric-70x98-batch-of-3"),
+]
+
+
+def ours(options: dict, folder: Path, reference_name: str = "transformers") -> DepthAnything:
+    """The upstream model of these options, saved as on the Hub and loaded by us."""
+    reference.save(reference.model(**options), folder)
+    return mlx_depth.load(folder, dtype="float32", reference=reference_name).network
+
+
+def depth_of(network: DepthAnything, pixel_values: np.ndarray) -> np.ndarray:
+    return np.array(network(mx.array(pixel_values)).depth)
+
+
+def assert_equal(found: np.ndarray, expected: np.ndarray) -> None:
+    assert relative_error(found, expected) <= GATE
+    assert correlation(found, expected) >= CORRELATION
+
+
+@pytest.mark.parametrize(("options", "shape"), TINY)
+def test_tiny_equals_transformers(options, shape, tmp_path):
+    network = ours(options, tmp_path)
+    pixel_values = reference.pixels(*shape)
+    assert_equal(depth_of(network, pixel_values), reference.run(reference.model(**options), pixel_values))
+
+
+@pytest.mark.parametrize(("options", "shape"), FULL)
+def test_full_small_equals_transformers(options, shape, tmp_path):
+    options = {"size": "small", **options}
+    network = ours(options, tmp_path)
+    pixel_values = reference.pixels(*shape)
+    assert_equal(depth_of(network, pixel_values), reference.run(reference.model(**options), pixel_values))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_the_authors_position_rule(size, tmp_path):
+    network = ours({"size": size}, tmp_path, "original")
+    pixel_values = reference.pixels(1, 154, 210)
+    upstream = reference.model(size)
+    other_rule = reference.run(upstream, pixel_values)
+    try:
+        expected = reference.run(reference.with_authors_positions(upstream), pixel_values)
+    finally:
+        reference.without_authors_positions(upstream)
+    assert relative_error(expected, other_rule) > GATE, "the two rules differ, so the test can tell them apart"
+    assert_equal(depth_of(network, pixel_values), expected)
+
+
+DRIFTS = {
+    "layer-scale-dropped": ("backbone.blocks.1.layer_scale1.gamma", mx.ones_like),
+    "query-and-key-swapped": ("backbone.blocks.0.attn.query_proj.weight", lambda w: -w),
+    "position-table-transposed": (
+        "backbone.pos_embed",
+        lambda table: mx.concatenate(
+            [table[:, :1], table[:, 1:].reshape(1, 37, 37, -1).swapaxes(1, 2).reshape(1, 37 * 37, -1)], axis=1
+        ),
+    ),
+    "one-tap-of-one-convolution": ("head.conv1.weight", lambda w: w.at[0, 0, 0, 0].add(0.05)),
+    "a-bias-of-one-percent": ("backbone.norm.bias", lambda b: b + 0.01),
+}
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+def test_an_injected_drift_fails_the_gate(name, tmp_path):
+    network = ours({"size": "tiny"}, tmp_path)
+    pixel_values = reference.pixels(1, 70, 98)
+    expected = reference.run(reference.model("tiny"), pixel_values)
+    path, change = DRIFTS[name]
+    parameters = dict(mx_flatten(network))
+    network.load_weights([(path, change(parameters[path]))], strict=False)
+    with pytest.raises(AssertionError):
+        assert_equal(depth_of(network, pixel_values), expected)
+
+
+def mx_flatten(network: DepthAnything) -> list[tuple[str, mx.array]]:
+    from mlx.utils import tree_flatten
+
+    return tree_flatten(network.parameters())
+
+
+def test_a_wrong_layer_norm_epsilon_fails_the_gate(tmp_path):
+    network = ours({"size": "tiny"}, tmp_path)
+    pixel_values = reference.pixels(1, 70, 98)
+    expected = reference.run(reference.model("tiny"), pixel_values)
+    for block in network.backbone.blocks:
+        block.norm1.eps = block.norm2.eps = 1e-2
+    with pytest.raises(AssertionError):
+        assert_equal(depth_of(network, pixel_values), expected)
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [("float16", 2e-2), ("bfloat16", 1e-1)])
+def test_half_precision_stays_close(dtype, gate, tmp_path):
+    folder = reference.save(reference.model("tiny"), tmp_path)
+    pixel_values = reference.pixels(1, 70, 98)
+    expected = reference.run(reference.model("tiny"), pixel_values)
+    network = mlx_depth.load(folder, dtype=dtype, reference="transformers").network
+    depth = network(mx.array(pixel_values).astype(getattr(mx, dtype))).depth
+    assert depth.dtype == getattr(mx, dtype), "nothing in the graph computes in a wider type"
+    assert relative_error(np.array(depth.astype(mx.float32)), expected) <= gate
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 70, 98), r"have shape \(1, 3, 70, 98\): pass \(B, H, W, 3\), channels last"),
+        ((70, 98, 3), r"have shape \(70, 98, 3\): pass \(B, H, W, 3\)"),
+        ((1, 71, 98, 3), "are 71×98: make both sides multiples of 14"),
+        ((1, 0, 98, 3), "are 0×98: make both sides multiples of 14"),
+    ],
+)
+def test_wrong_pixel_values(shape, message):
+    network = DepthAnything(depth_anything_config("small"))
+    with pytest.raises(OptionError, match=message):
+        network(mx.zeros(shape))
+
+
+@pytest.mark.parametrize("max_depth", [None, 20.0])
+def test_kind_and_range(max_depth):
+    config = depth_anything_config("small", max_depth=max_depth)
+    assert config.depth_kind is (DepthKind.METRIC if max_depth else DepthKind.RELATIVE_INVERSE)
+    assert config.max_depth == max_depth
+
+
+def test_the_configs_of_upstream_are_ours():
+    """Every published size, read from the config.json that transformers writes."""
+    from mlx_depth.models.depth_anything import FAMILY
+
+    for size in ("small", "base", "large", "giant"):
+        for version in (1, 2):
+            written = reference.config(size, version=version).to_dict()
+            assert FAMILY.read_config["depth_anything"](written) == depth_anything_config(size, version=version)
+        written = reference.config(size, max_depth=80).to_dict()
+        assert FAMILY.read_config["depth_anything"](written) == depth_anything_config(size, max_depth=80.0)
+
+
+def test_quantized_and_expanded_networks_agree(tmp_path):
+    """A packed layer and the plain layer that the CPU computes with hold the same weights."""
+    from mlx_depth.checkpoint import Quantization, quantize_checkpoint
+
+    checkpoint = read_checkpoint(reference.save(reference.model("tiny"), tmp_path))
+    packed = quantize_checkpoint(checkpoint, Quantization(bits=8, group_size=32))
+    pixel_values = mx.array(reference.pixels(1, 28, 42))
+    plain, expanded, quantized = (
+        np.array(build_network(c, dtype=mx.float32, expand=expand)(pixel_values).depth)
+        for c, expand in ((checkpoint, False), (packed, True), (packed, False))
+    )
+    assert relative_error(quantized, expanded) <= 1e-5
+    assert 1e-6 < relative_error(expanded, plain) < 0.05
+
+
+def test_the_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        depth_anything_config("small").head = None
