@@ -103,6 +103,7 @@ def _published() -> Iterator[ModelSpec]:
         depth_anything_config("giant"),
         DEPTH_ANYTHING,
         NON_COMMERCIAL,
+        parameters=1_258_132_225,
         aliases=("da2-giant",),
     )
     for place, metres in (("indoor", 20.0), ("outdoor", 80.0)):

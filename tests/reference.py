@@ -2,8 +2,9 @@
 
 import functools
 import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +12,8 @@ from support import require, seeded
 
 torch = require("reference", "torch")
 transformers = require("reference", "transformers")
+
+T = TypeVar("T")
 
 SIZES = {
     # hidden, layers, heads, fusion, neck, V2's out_indices (one-based)
@@ -136,3 +139,79 @@ def tensors(state: dict[str, Any]) -> dict[str, mx.array]:
         name: mx.zeros(tuple(value.shape)) if value.is_meta else mx.array(value.numpy())
         for name, value in state.items()
     }
+
+
+def hub_names(state: Mapping[str, T]) -> dict[str, T]:
+    """The names of Hub files, for a state under transformers' own: they differ in the attention and in SwiGLU."""
+    old = {
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+    }
+    return {_replaced(name, old): value for name, value in state.items()}
+
+
+_AUTHORS_BACKBONE = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.mask_token": "mask_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "attention.o_proj": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "mlp.down_proj": "mlp.w3",
+    "encoder.layer": "blocks",
+}
+_AUTHORS_HEAD = {
+    ".projection": ".out_conv",
+    "residual_layer": "resConfUnit",
+    "convolution": "conv",
+    "head.conv1": "depth_head.scratch.output_conv1",
+    "head.conv2": "depth_head.scratch.output_conv2.0",
+    "head.conv3": "depth_head.scratch.output_conv2.2",
+    **{f"neck.convs.{i}": f"depth_head.scratch.layer{i + 1}_rn" for i in range(4)},
+    **{f"neck.fusion_stage.layers.{i}": f"depth_head.scratch.refinenet{4 - i}" for i in range(4)},
+}
+_FUSED = {
+    "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "mlp.w12": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+def authors_backbone(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A transformers backbone (numpy or torch) under the names of the authors' ``dinov2.py``."""
+    names: dict[str, Any] = {}
+    for name, value in state.items():
+        joined = next((key for key, parts in _FUSED.items() if parts[0] in name), None)
+        if joined is not None:
+            parts = [state[name.replace(_FUSED[joined][0], part)] for part in _FUSED[joined]]
+            names[_replaced(name, {**_AUTHORS_BACKBONE, _FUSED[joined][0]: joined})] = _concatenated(parts)
+        elif not any(part in name for parts in _FUSED.values() for part in parts):
+            names[_replaced(name, _AUTHORS_BACKBONE)] = value
+    return names
+
+
+def authors_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole transformers model under the names of the authors' files, stated from their ``dpt.py``."""
+    prefix = "backbone."
+    backbone = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    names = {f"pretrained.{name}": value for name, value in authors_backbone(backbone).items()}
+    for name, value in state.items():
+        if name.startswith("neck.reassemble_stage"):
+            _, _, _, level, part, kind = name.split(".")
+            names[f"depth_head.{'projects' if part == 'projection' else 'resize_layers'}.{level}.{kind}"] = value
+        elif not name.startswith(prefix):
+            names[_replaced(name, _AUTHORS_HEAD)] = value
+    return names
+
+
+def _replaced(name: str, table: Mapping[str, str]) -> str:
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _concatenated(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)

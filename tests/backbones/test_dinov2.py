@@ -8,7 +8,7 @@ from support import relative_error
 
 from mlx_depth.backbones import dinov2
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
-from mlx_depth.weights import apply, check_complete, prefixed, to_mlx_layout
+from mlx_depth.weights import apply, check_complete, to_mlx_layout
 
 GATE = 1e-4
 torch, transformers = reference.torch, reference.transformers
@@ -68,41 +68,7 @@ def test_the_authors_names_give_the_same_weights():
     for swiglu in (False, True):
         state = {name: value.numpy() for name, value in upstream_backbone(0, swiglu).state_dict().items()}
         expected = apply(dinov2.TRANSFORMERS, {name: mx.array(value) for name, value in state.items()})
-        original = {name: mx.array(value) for name, value in authors_names(state).items()}
-        found = apply(prefixed(dinov2.ORIGINAL, "pretrained.", ""), original)
+        original = {name: mx.array(value) for name, value in reference.authors_backbone(state).items()}
+        found = apply(dinov2.ORIGINAL, original)
         assert found.keys() == expected.keys()
         assert all(mx.array_equal(found[name], expected[name]) for name in expected)
-
-
-def authors_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A transformers backbone under the names of the authors' files, stated from upstream's ``dinov2.py``."""
-    plain = {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.mask_token": "mask_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection": "patch_embed.proj",
-        "layernorm": "norm",
-        "attention.o_proj": "attn.proj",
-        "layer_scale1.lambda1": "ls1.gamma",
-        "layer_scale2.lambda1": "ls2.gamma",
-        "mlp.down_proj": "mlp.w3",
-        "encoder.layer": "blocks",
-    }
-    fused = {
-        "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        "mlp.w12": ("mlp.gate_proj", "mlp.up_proj"),
-    }
-    names: dict[str, np.ndarray] = {}
-    for name, value in state.items():
-        for joined, parts in fused.items():
-            if parts[0] in name:
-                name, value = (
-                    name.replace(parts[0], joined),
-                    np.concatenate([state[name.replace(parts[0], part)] for part in parts]),
-                )
-        if any(part in name for parts in fused.values() for part in parts[1:]):
-            continue
-        for theirs, original in plain.items():
-            name = name.replace(theirs, original)
-        names[f"pretrained.{name}"] = value
-    return names

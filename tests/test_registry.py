@@ -1,0 +1,69 @@
+"""The registry: names, aliases, licences, and the demo that is bundled."""
+
+import re
+
+import pytest
+
+from mlx_depth import DepthKind, ModelNotFoundError, find_model, list_models
+from mlx_depth.registry import MODELS
+
+
+def test_every_promised_entry_is_there():
+    sizes = ("small", "base", "large")
+    expected = {f"depth-anything-v2-{size}" for size in (*sizes, "giant")}
+    expected |= {f"depth-anything-v1-{size}" for size in sizes}
+    expected |= {f"depth-anything-v2-metric-{place}-{size}" for place in ("indoor", "outdoor") for size in sizes}
+    assert set(MODELS) == expected | {"mlx-depth-demo"}
+
+
+def test_names_are_kebab_and_unique():
+    names = [name for spec in list_models() for name in (spec.name, *spec.aliases)]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+
+
+def test_hub_ids_are_unique():
+    ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
+    assert len(ids) == len(set(ids)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "licence", "commercial"),
+    [
+        ("depth-anything-v2-small", "Apache-2.0", True),
+        ("depth-anything-v2-large", "CC-BY-NC-4.0", False),
+        ("depth-anything-v2-metric-indoor-small", "Apache-2.0", True),
+        ("depth-anything-v2-metric-outdoor-base", "CC-BY-NC-4.0", False),
+        ("depth-anything-v1-large", "Apache-2.0", True),
+        ("mlx-depth-demo", "Apache-2.0", True),
+    ],
+)
+def test_licences(name, licence, commercial):
+    assert (MODELS[name].licence, MODELS[name].commercial) == (licence, commercial)
+
+
+@pytest.mark.parametrize(("place", "metres"), [("indoor", 20.0), ("outdoor", 80.0)])
+def test_metric_models_know_their_range(place, metres):
+    spec = MODELS[f"depth-anything-v2-metric-{place}-base"]
+    assert spec.depth_kind is DepthKind.METRIC
+    assert spec.config.max_depth == metres
+
+
+def test_v1_taps_the_last_four_layers():
+    assert MODELS["depth-anything-v1-large"].config.backbone.out_layers == (20, 21, 22, 23)
+    assert MODELS["depth-anything-v2-large"].config.backbone.out_layers == (4, 11, 17, 23)
+
+
+@pytest.mark.parametrize("name", ["da2-small", "DA2-Small", "depth-anything-v2-small"])
+def test_aliases_lead_to_the_model(name):
+    assert find_model(name) is MODELS["depth-anything-v2-small"]
+
+
+def test_a_near_miss_is_named():
+    with pytest.raises(ModelNotFoundError, match="no model 'da2small': did you mean 'depth-anything-v2-small'"):
+        find_model("da2small")
+
+
+def test_a_far_miss_still_has_a_next_step():
+    with pytest.raises(ModelNotFoundError, match=r"no model 'zzz': `mlx-depth models` lists all; write \./zzz"):
+        find_model("zzz")

@@ -1,0 +1,90 @@
+"""The shape of the code itself: layers, the public names, and a light import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlx_depth
+
+PACKAGE = Path(mlx_depth.__file__).parent
+# Lowest first; a module imports from its own line or from lines above it.
+LAYERS = [
+    {"errors", "openblas"},
+    {"result", "image", "weights", "nn", "colormaps"},
+    {"postprocess", "backbones", "heads", "save"},
+    {"models"},
+    {"processor"},
+    {"registry"},
+    {"checkpoint", "hub"},
+    {"predictor"},
+    {"files", "describe"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# Imports inside a function that point upward, each with its reason.
+ALLOWED = {
+    ("result", "save"): "DepthResult.save is a convenience",
+    ("cli", "__init__"): "the version",
+}
+HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """First-level parts of mlx_depth that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "mlx_depth":
+            found |= {alias.name if alias.name in RANK else "__init__" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlx_depth."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mlx_depth.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_never_point_upward(path):
+    here = part(path)
+    upward = {name for name in imports(path) if RANK[name] > RANK[here] and (here, name) not in ALLOWED}
+    assert not upward
+
+
+@pytest.mark.parametrize("pair", ALLOWED, ids="-".join)
+def test_no_exception_is_left_over(pair):
+    assert any(pair[1] in imports(path) for path in PACKAGE.rglob("*.py") if part(path) == pair[0])
+
+
+def test_the_tool_is_imported_by_the_command_line_alone():
+    users = {part(path) for path in PACKAGE.rglob("*.py") if "mlx_depth_convert" in path.read_text()}
+    assert users <= {"cli"}
+
+
+def test_only_hub_imports_huggingface_hub():
+    users = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("huggingface_hub"))
+        or (isinstance(node, ast.Import) and any(a.name.startswith("huggingface_hub") for a in node.names))
+    }
+    assert users == {"hub.py"}
+
+
+def test_import_is_light():
+    code = f"import sys, mlx_depth; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_sorted_and_documented():
+    assert mlx_depth.__all__ == sorted(mlx_depth.__all__)
+    undocumented = [name for name in mlx_depth.__all__ if not (getattr(mlx_depth, name).__doc__ or "").strip()]
+    assert not undocumented
