@@ -27,10 +27,11 @@ def main(source: Path) -> None:
 def card(source: Path) -> str:
     text = (source / "model_card.md").read_text()
     front, note, body = text.partition("\n## Backbone\n")
-    return (
-        f"{front}\n## This form\nThe backbone's linear layers are packed to 8 bits in groups of 64, the rest is float16 "
-        f"(`tests/minting/demo.py`); figures below are those of the float16 weights.\n{note}{body}"
+    form = (
+        "The backbone's linear layers are packed to 8 bits in groups of 64, the rest is float16 "
+        "(`tests/minting/demo.py`); the figures below are those of the float16 weights."
     )
+    return f"{front}\n## This form\n{form}\n{note}{body}"
 
 
 if __name__ == "__main__":

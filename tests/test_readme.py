@@ -1,0 +1,59 @@
+"""The documents stay true: Python blocks run, links lead somewhere, the picture is what the tool makes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mlx_depth
+from mlx_depth.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [path for path in ROOT.rglob("*.md") if not {".venv", "build", "dist"} & set(path.parts)]
+
+
+def test_python_blocks_run_in_order(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    code = "\n".join(["import mlx_depth", *blocks]).replace('"depth.png"', repr(str(tmp_path / "depth.png")))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("DepthResult(427×640, relative inverse depth (unitless, larger = nearer), ")
+    assert (tmp_path / "depth.png").exists()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_picture_is_what_the_tool_makes():
+    result = mlx_depth.predict(ROOT / "examples/summer_palace.jpg", model="mlx-depth-demo", dtype="float32")
+    shipped = np.asarray(Image.open(ROOT / "examples/pictures/summer_palace_side-by-side.png"))
+    difference = np.abs(result.side_by_side().astype(int) - shipped)
+    assert (difference > 2).mean() < 0.001  # a rounded value may fall to the next colour
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(script, tmp_path):
+    arguments = [str(tmp_path)] if script.name == "quickstart.py" else []
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert 8 <= len(script.read_text().splitlines()) <= 30
+
+
+def test_every_model_is_in_the_readme():
+    for name in MODELS:
+        stem = re.sub(r"-(base|large)$", "-small", name)
+        assert f"`{stem}`" in README, name
+
+
+def test_the_changelog_has_this_version():
+    assert f"## {mlx_depth.__version__}" in (ROOT / "CHANGELOG.md").read_text()
