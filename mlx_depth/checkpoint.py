@@ -1,17 +1,19 @@
 """A folder or file of weights to a network, and back: every dialect, exactly or with an error.
 
-Our own format is a folder of ``config.json`` (``"format": "mlx_depth/1"``), ``model.safetensors`` with our names and
-MLX's layout, and a README.md. A quantized layer holds ``weight`` (packed), ``scales`` and ``biases``.
+Our own format is a folder of ``config.json`` (``"format": "mlx_depth/1"``), ``model.safetensors`` (or shards and their
+index) with our names and MLX's layout, and a README.md. A quantized layer holds ``weight`` (packed), ``scales`` and
+``biases``.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +22,11 @@ import mlx.nn as nn
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.errors import CheckpointError, OptionError, SaveError
 from mlx_depth.models.family import Family, config_from_dict
 from mlx_depth.processor import Processor
 from mlx_depth.registry import FAMILIES, MODELS, ModelSpec
-from mlx_depth.weights import apply, check_complete, listed, to_mlx_layout
+from mlx_depth.weights import apply, check_complete, listed, parameter_shapes, to_mlx_layout, with_front_axes
 
 FORMAT = "mlx_depth/1"
 CONFIG, WEIGHTS, INDEX, PROCESSOR = (
@@ -35,6 +37,7 @@ CONFIG, WEIGHTS, INDEX, PROCESSOR = (
 )
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 BITS, GROUP_SIZES = (4, 6, 8), (32, 64, 128)
+SHARD_BYTES = 5 * 10**9  # the Hub's advice; a larger checkpoint is written as several files
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,19 @@ class Quantization:
 
     bits: int
     group_size: int = 64
+    layers: Mapping[str, int] = field(default_factory=dict)  # path → bits, of the layers that differ
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS or self.group_size not in GROUP_SIZES:
-            raise OptionError(
-                f"cannot quantize to {self.bits} bits in groups of {self.group_size}: "
-                f"choose bits from {BITS} and a group size from {GROUP_SIZES}"
-            )
+        for bits in (self.bits, *self.layers.values()):
+            if bits not in BITS or self.group_size not in GROUP_SIZES:
+                raise OptionError(
+                    f"cannot quantize to {bits} bits in groups of {self.group_size}: "
+                    f"choose bits from {BITS} and a group size from {GROUP_SIZES}"
+                )
+
+    def bits_of(self, path: str) -> int:
+        """Bits of the layer at this path of the network."""
+        return self.layers.get(path, self.bits)
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,10 @@ class Checkpoint:
     """What a folder or file holds: the model's facts, and its tensors, which are read when they are used."""
 
     spec: ModelSpec
-    dialect: str  # original | transformers | mlx
+    dialect: str  # original | transformers | gguf | mlx
     weights: dict[str, mx.array]  # our names, MLX's layout
     quantization: Quantization | None = None
+    source: Mapping[str, Any] | None = None  # what a converted folder records: id, revision, sha256
 
     @property
     def family(self) -> Family:
@@ -79,55 +89,100 @@ def read_checkpoint(path: Path, spec: ModelSpec | None = None, *, name: str | No
     Raises:
         CheckpointError: If a file is damaged, unknown, or not exactly what its config says.
     """
+    return assemble_checkpoint(path, read_tensors(path), spec, name=name)
+
+
+def assemble_checkpoint(
+    path: Path,
+    tensors: Mapping[str, mx.array],
+    spec: ModelSpec | None = None,
+    *,
+    name: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Recognise tensors that were read from a folder or file, whatever its container.
+
+    Args:
+        path: Where they come from; a config.json and a preprocessor_config.json beside them are read.
+        tensors: Source name to array, in the source's own layout.
+        spec: As for ``read_checkpoint``.
+        name: As for ``read_checkpoint``.
+        metadata: What the container says beside its tensors.
+    Returns:
+        The checkpoint, its tensors under our names and in MLX's layout.
+    Raises:
+        CheckpointError: If the tensors are unknown, or not exactly what their config says.
+
+    Proved by ``tests/test_checkpoint.py`` and ``tests/convert/test_convert.py``.
+    """
     folder = path if path.is_dir() else path.parent
     config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
-    tensors = _read_tensors(path)
     if config is not None and "format" in config:
         return _read_ours(folder, config, tensors)
     family, dialect = _recognise_dialect(tensors, path)
     name = name or (folder.resolve().name if path.is_dir() else path.stem)
-    if config is not None:
+    where = folder / CONFIG
+    if dialect in family.read_metadata:
+        where = path
+        architecture = family.read_metadata[dialect](metadata or {})
+        known = spec or _published_as(path, name, family, architecture)
+    elif config is not None:
         architecture = _read_foreign_config(config, family)
         known = spec or ModelSpec(name, family.name, architecture, _family_processor(family), None, folder=folder)
     else:
-        known = spec or _recognise_variant(path, name, family, dialect, tensors)
+        known = _recognise_variant(path, name, family, dialect, tensors, spec)
         architecture = known.config
     if known.config != architecture:
         raise CheckpointError(
-            f"{folder / CONFIG} does not describe {known.name}: {_differences(known.config, architecture)}. "
-            "Load the folder by its path, or download the model again."
+            f"{where} does not describe {known.name}{_but(architecture)}: {_differences(known.config, architecture)}. "
+            "Load the folder by its path without a name, or download the model again."
         )
     if (folder / PROCESSOR).exists():
         processor = Processor.from_config(_read_json(folder / PROCESSOR))
         known = dataclasses.replace(known, processor=processor)
+    network = family.build(architecture)
     weights = apply(family.weights[dialect], tensors)
-    return Checkpoint(known, dialect, to_mlx_layout(family.build(architecture), weights))
+    if dialect == "gguf":
+        weights = with_front_axes(network, weights)
+    return Checkpoint(known, dialect, to_mlx_layout(network, weights))
 
 
-def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool) -> nn.Module:
+def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand_over: bool = False) -> nn.Module:
     """Build the network and give it its weights.
 
     Args:
         checkpoint: What ``read_checkpoint`` returned.
         dtype: Type of all floating-point parameters.
         expand: Turn quantized layers into plain ones, for devices without a fast quantized product.
+        hand_over: Empty ``checkpoint.weights`` on the way, so that a change of type never holds both forms whole.
     Returns:
         The network, its parameters evaluated.
     Raises:
         CheckpointError: If a tensor is missing, unexpected or misshapen.
     """
     network = checkpoint.family.build(checkpoint.spec.config)
-    weights = checkpoint.weights
+    weights = dict(checkpoint.weights)
     if checkpoint.quantization is not None:
         if expand:
-            weights = _dequantized(weights, checkpoint.quantization)
+            weights = expand_checkpoint(checkpoint).weights
         else:
             _quantize_layers(network, weights, checkpoint.quantization)
     check_complete(network, weights)
-    network.load_weights([(name, _cast(array, dtype)) for name, array in weights.items()])
-    network.eval()
-    mx.eval(network.parameters())
-    return network
+    if hand_over:
+        checkpoint.weights.clear()
+    network.load_weights(list(_evaluated(weights, dtype).items()))
+    return network.eval()
+
+
+def _evaluated(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Read and convert one tensor at a time, letting go of each source."""
+    done = {}
+    while weights:
+        name, array = weights.popitem()
+        done[name] = _cast(array, dtype)
+        del array
+        mx.eval(done[name])
+    return done
 
 
 def quantize_checkpoint(checkpoint: Checkpoint, quantization: Quantization) -> Checkpoint:
@@ -144,17 +199,49 @@ def quantize_checkpoint(checkpoint: Checkpoint, quantization: Quantization) -> C
     if checkpoint.quantization is not None:
         raise OptionError(f"{checkpoint.spec.name} is quantized already: start from its float checkpoint")
     weights = dict(checkpoint.weights)
-    for path, module in checkpoint.family.build(checkpoint.spec.config).named_modules():
+    packable, _ = packable_layers(checkpoint, quantization.group_size)
+    for path in packable:
         name = f"{path}.weight"
-        if not checkpoint.family.quantizable(path, module) or weights[name].shape[-1] % quantization.group_size:
-            continue
-        packed, scales, biases = mx.quantize(weights[name], quantization.group_size, quantization.bits)
+        packed, scales, biases = mx.quantize(weights[name], quantization.group_size, quantization.bits_of(path))
+        # mx.quantize swallows NaN: the scales pass it on, so that the writer refuses it.
+        scales = mx.where(mx.isfinite(weights[name]).all(), scales, mx.array(mx.nan, scales.dtype))
         weights |= {name: packed, f"{path}.scales": scales, f"{path}.biases": biases}
     return dataclasses.replace(checkpoint, weights=weights, quantization=quantization)
 
 
+def packable_layers(checkpoint: Checkpoint, group_size: int) -> tuple[list[str], list[str]]:
+    """Sort the layers that the family allows to quantize by whether the group size divides their width.
+
+    Args:
+        checkpoint: An unquantized checkpoint; only its shapes are read.
+        group_size: Weights that share a scale.
+    Returns:
+        Paths of the layers that are packed, and of those that stay as they are.
+    """
+    modules = checkpoint.family.build(checkpoint.spec.config).named_modules()
+    allowed = [path for path, module in modules if checkpoint.family.quantizable(path, module)]
+    skipped = [path for path in allowed if checkpoint.weights[f"{path}.weight"].shape[-1] % group_size]
+    return [path for path in allowed if path not in skipped], skipped
+
+
+def expand_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """Turn packed layers into plain float32 ones, lazily; an unquantized checkpoint stays as it is."""
+    if checkpoint.quantization is None:
+        return checkpoint
+    weights = _dequantized(checkpoint.weights, checkpoint.quantization)
+    return dataclasses.replace(checkpoint, weights=weights, quantization=None)
+
+
 def write_checkpoint(
-    checkpoint: Checkpoint, out: Path, *, source: Mapping[str, str], card: str, dtype: mx.Dtype | None = None
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    source: Mapping[str, Any],
+    card: str,
+    dtype: mx.Dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    release: bool = False,
+    on_tensor: Callable[[str], object] = lambda name: None,
 ) -> Path:
     """Write a folder in our own format; the same checkpoint gives the same bytes.
 
@@ -164,33 +251,90 @@ def write_checkpoint(
         source: Where the weights come from (id, revision, sha256 …), for config.json.
         card: Text of the folder's README.md.
         dtype: Type of the floating-point tensors; None keeps each.
+        shard_bytes: Tensor bytes in a file; more make further files and an index.
+        release: Empty ``checkpoint.weights`` on the way, so that memory holds no more than the largest tensor.
+        on_tensor: Called with the name of each tensor that is written.
     Returns:
         ``out``.
     Raises:
         OptionError: If ``out`` exists.
+        CheckpointError: If a tensor holds NaN or infinity, or values too large for ``dtype``.
+        SaveError: If the folder cannot be written.
+
+    Proved by ``tests/test_checkpoint.py`` and ``tests/convert/test_convert.py``.
     """
     if out.exists():
-        raise OptionError(f"{out} exists: choose another folder, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+        raise OptionError(f"{out} exists: choose another folder, or remove it first.")
+    weights = {name: _cast(array, dtype) for name, array in sorted(checkpoint.weights.items())}
+    if release:
+        checkpoint.weights.clear()
+
+    def written(name: str) -> None:
+        del weights[name]  # with it goes what MLX read to compute it
+        on_tensor(name)
+
     try:
-        weights = {name: _cast(array, dtype) for name, array in sorted(checkpoint.weights.items())}
-        write_safetensors(scratch / WEIGHTS, weights, {"format": FORMAT})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise SaveError(f"cannot write {out} ({error.strerror or error}): choose another folder.") from error
+    try:
         (scratch / CONFIG).write_text(json.dumps(_our_config(checkpoint, source), indent=2) + "\n")
         (scratch / "README.md").write_text(card)
+        _write_shards(scratch, weights, shard_bytes, written)
         scratch.chmod(0o755)
         scratch.rename(out)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise SaveError(f"cannot write {out} ({error.strerror or error}): check the free space.") from error
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return out
 
 
+def _write_shards(
+    folder: Path, weights: Mapping[str, mx.array], shard_bytes: int, written: Callable[[str], object]
+) -> None:
+    sizes = {name: array.nbytes for name, array in weights.items()}
+    shards: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[other] for other in shards[-1]) + size > shard_bytes:
+            shards.append([])
+        shards[-1].append(name)
+    files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        files = [WEIGHTS]
+    else:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    for file, names in zip(files, shards, strict=True):
+        _write_file(folder / file, names, weights, {"format": FORMAT}, written)
+
+
 def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file tensor by tensor, so that memory holds no more than the largest one."""
+    """Write a safetensors file, evaluating one tensor after the other.
+
+    Args:
+        path: The file to write.
+        arrays: Name to array, in the order of the file; a mapping that makes its arrays when asked keeps memory small.
+        metadata: For the file's header.
+    """
+    _write_file(path, list(arrays), arrays, metadata, lambda name: None)
+
+
+def _write_file(
+    path: Path,
+    names: Iterable[str],
+    arrays: Mapping[str, mx.array],
+    metadata: Mapping[str, str],
+    written: Callable[[str], object],
+) -> None:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
-    for name, array in arrays.items():
+    for name in names:
+        array = arrays[name]
         header[name] = {
             "dtype": _SAFETENSORS_TYPES[array.dtype],
             "shape": list(array.shape),
@@ -201,12 +345,36 @@ def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: Mapp
     text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            raw = mx.contiguous(array)
-            file.write(np.array(raw.view(mx.uint16) if raw.dtype == mx.bfloat16 else raw).data)
+        for name in names:
+            array = mx.contiguous(arrays[name])
+            if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all():
+                raise CheckpointError(_not_finite(name, array.dtype))
+            file.write(np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array).data)
+            written(name)
+            mx.clear_cache()
 
 
-_SAFETENSORS_TYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
+def _not_finite(name: str, dtype: mx.Dtype) -> str:
+    if dtype == mx.float16:
+        return f"{name} holds NaN, infinity or values too large for float16: choose --dtype bfloat16 or float32."
+    return f"{name} holds NaN or infinity: download the checkpoint again, or convert an earlier one."
+
+
+_SAFETENSORS_TYPES = {
+    mx.float64: "F64",
+    mx.float32: "F32",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.int64: "I64",
+    mx.int32: "I32",
+    mx.int16: "I16",
+    mx.int8: "I8",
+    mx.uint64: "U64",
+    mx.uint32: "U32",
+    mx.uint16: "U16",
+    mx.uint8: "U8",
+    mx.bool_: "BOOL",
+}
 
 
 def _our_config(checkpoint: Checkpoint, source: Mapping[str, str]) -> dict[str, Any]:
@@ -222,13 +390,23 @@ def _our_config(checkpoint: Checkpoint, source: Mapping[str, str]) -> dict[str, 
         "processor": dataclasses.asdict(spec.processor),
         "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
         "source": dict(source),
+        "tool": f"mlx-depth {importlib.metadata.version('mlx-depth')}",
     }
 
 
-def _read_ours(folder: Path, config: Mapping[str, Any], tensors: dict[str, mx.array]) -> Checkpoint:
+_OUR_KEYS = {
+    *("format", "name", "family", "depth_kind", "licence", "parameters"),
+    *("config", "processor", "quantization", "source", "tool"),
+}
+
+
+def _read_ours(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> Checkpoint:
     where = folder / CONFIG
     if config["format"] != FORMAT:
         raise CheckpointError(f"{where} has the format {config['format']!r}, not {FORMAT!r}: update mlx-depth.")
+    unknown = sorted(config.keys() - _OUR_KEYS)
+    if unknown:
+        raise CheckpointError(f"{where} has unknown keys: {listed(unknown)}. Update mlx-depth if the file is newer.")
     try:
         family = FAMILIES[config["family"]]
         spec = ModelSpec(
@@ -240,10 +418,18 @@ def _read_ours(folder: Path, config: Mapping[str, Any], tensors: dict[str, mx.ar
             parameters=config["parameters"],
             folder=folder,
         )
-        quantization = config["quantization"] and config_from_dict(Quantization, config["quantization"])
+        quantization = config["quantization"] and _read_quantization(config["quantization"])
     except KeyError as error:
         raise CheckpointError(f"{where} lacks or does not know {error}: convert the checkpoint again.") from error
-    return Checkpoint(spec, "mlx", tensors, quantization)
+    except OptionError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    return Checkpoint(spec, "mlx", dict(tensors), quantization, config["source"])
+
+
+def _read_quantization(data: Any) -> Quantization:
+    uniform = {"layers": {}, **data} if isinstance(data, dict) else data
+    quantization: Quantization = config_from_dict(Quantization, uniform)
+    return quantization
 
 
 def _recognise_dialect(tensors: Mapping[str, mx.array], path: Path) -> tuple[Family, str]:
@@ -253,7 +439,7 @@ def _recognise_dialect(tensors: Mapping[str, mx.array], path: Path) -> tuple[Fam
                 return family, dialect
     raise CheckpointError(
         f"{path} holds no model that mlx-depth knows (its first tensors: {listed(sorted(tensors))}). "
-        f"Known families: {', '.join(FAMILIES)}."
+        f"Name a checkpoint of a family that it knows: {', '.join(FAMILIES)}."
     )
 
 
@@ -276,11 +462,17 @@ _PLACE_NAMES = {"hypersim": "metric-indoor-", "vkitti": "metric-outdoor-", None:
 
 
 def _recognise_variant(
-    path: Path, name: str, family: Family, dialect: str, tensors: Mapping[str, mx.array]
+    path: Path, name: str, family: Family, dialect: str, tensors: Mapping[str, mx.array], spec: ModelSpec | None
 ) -> ModelSpec:
     """Tensors tell the size; V1, V2 and metric files differ in their name alone, so the name tells the rest."""
     config = family.recognise[dialect]({name: array.shape for name, array in tensors.items()})
-    match = _OFFICIAL.search(_weight_files(path)[0].stem.lower()) or _OFFICIAL.search(name.lower())
+    if spec is not None:
+        if not _same_shapes(spec.config, config):
+            raise CheckpointError(
+                f"{path} is not {spec.name}, its tensors are those of {_alike(config)}: name one of these, or none."
+            )
+        return spec
+    match = _OFFICIAL.search(weight_files(path)[0].stem.lower()) or _OFFICIAL.search(name.lower())
     if match is None:
         spec = next(spec for spec in MODELS.values() if spec.config == config)
         warnings.warn(
@@ -290,13 +482,42 @@ def _recognise_variant(
         )
         return dataclasses.replace(spec, name=name, licence=None, hub_id=None, aliases=())
     version = "v2" if match["v2"] else "v1"
-    spec = MODELS[f"depth-anything-{version}-{_PLACE_NAMES[match['place']]}{_SIZE_NAMES[match['size']]}"]
-    if spec.config.backbone.embed_dim != config.backbone.embed_dim:
+    official = MODELS[f"depth-anything-{version}-{_PLACE_NAMES[match['place']]}{_SIZE_NAMES[match['size']]}"]
+    if not _same_shapes(official.config, config):
         raise CheckpointError(
-            f"{path} is named like {spec.name}, but its tensors have {config.backbone.embed_dim} channels, "
-            f"not {spec.config.backbone.embed_dim}: correct the name."
+            f"{path} is named like {official.name}, but its tensors are those of {_alike(config)}: correct the name."
         )
-    return spec
+    return official
+
+
+# The names under which depth-anything.cpp publishes its conversions.
+_OFFICIAL_GGUF = re.compile(r"depth-anything2-(metric-(hypersim|vkitti)-)?(small|base|large)")
+
+
+def _published_as(path: Path, name: str, family: Family, config: Any) -> ModelSpec:
+    """The published model of an official file name that has this config, else an entry that knows no licence."""
+    same = [spec for spec in MODELS.values() if spec.config == config and spec.hub_id is not None]
+    if same and _OFFICIAL_GGUF.match(path.name.lower()):
+        return same[0]
+    return ModelSpec(name, family.name, config, _family_processor(family), None)
+
+
+def _same_shapes(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    family = next(family for family in FAMILIES.values() if family.config_type is type(one))
+    return parameter_shapes(family.build(one)) == parameter_shapes(family.build(other))
+
+
+def _alike(config: Any) -> str:
+    """The published models whose tensors have the same names and shapes."""
+    names = [spec.name for spec in MODELS.values() if spec.hub_id is not None and _same_shapes(spec.config, config)]
+    return " or ".join(names) or "no published model"
+
+
+def _but(config: Any) -> str:
+    """The published model that a config describes, where there is one."""
+    return next((f" but {spec.name}" for spec in MODELS.values() if spec.config == config), "")
 
 
 def _family_processor(family: Family) -> Processor:
@@ -323,9 +544,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_tensors(path: Path) -> dict[str, mx.array]:
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """Name to lazy array of all safetensors that ``weight_files`` lists; a repeated name is an error."""
     tensors: dict[str, mx.array] = {}
-    for file in _weight_files(path):
+    for file in weight_files(path):
         loaded = _load_file(file)
         repeated = sorted(tensors.keys() & loaded.keys())
         if repeated:
@@ -345,7 +567,8 @@ def _load_file(file: Path) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], arrays)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors of a folder (its shards, or the one file) or the file itself."""
     if path.is_file():
         return [path]
     if (path / INDEX).exists():
@@ -375,7 +598,11 @@ def _quantize_layers(network: nn.Module, weights: Mapping[str, mx.array], quanti
         network,
         group_size=quantization.group_size,
         bits=quantization.bits,
-        class_predicate=lambda path, _: f"{path}.scales" in weights,
+        class_predicate=lambda path, _: (
+            {"group_size": quantization.group_size, "bits": quantization.bits_of(path)}
+            if f"{path}.scales" in weights
+            else False
+        ),
     )
 
 
@@ -383,14 +610,21 @@ def _dequantized(weights: Mapping[str, mx.array], quantization: Quantization) ->
     plain = dict(weights)
     for name in [name for name in weights if name.endswith(".scales")]:
         path = name.removesuffix(".scales")
-        scales, biases = plain.pop(name), plain.pop(f"{path}.biases")
-        plain[f"{path}.weight"] = mx.dequantize(
-            plain[f"{path}.weight"],
-            scales.astype(mx.float32),
-            biases.astype(mx.float32),
-            quantization.group_size,
-            quantization.bits,
-        )
+        scales, biases = plain.pop(name), plain.pop(f"{path}.biases", None)
+        if biases is None or f"{path}.weight" not in plain:
+            raise CheckpointError(f"{path} is quantized in parts only: convert the checkpoint again.")
+        try:
+            plain[f"{path}.weight"] = mx.dequantize(
+                plain[f"{path}.weight"],
+                scales.astype(mx.float32),
+                biases.astype(mx.float32),
+                quantization.group_size,
+                quantization.bits_of(path),
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is not packed as config.json says ({error}): convert the checkpoint again."
+            ) from error
     return plain
 
 

@@ -1,41 +1,50 @@
 """The command ``mlx-depth``: each verb unpacks its arguments into one API call.
 
-Results go to stdout, diagnostics and progress to stderr. Exit codes: 0 done, 1 some images failed, 2 nothing could be
-done as asked, 130 interrupted.
+Results go to stdout, diagnostics and progress to stderr. Exit codes: 0 done, 1 some images failed, 2 the command cannot
+be done as asked, 130 interrupted.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_depth import __version__
+from tqdm import tqdm
+
+from mlx_depth import __version__, hub
 from mlx_depth.checkpoint import DTYPES
 from mlx_depth.colormaps import COLORMAPS
 from mlx_depth.describe import describe_model, models_table
 from mlx_depth.errors import MlxDepthError
-from mlx_depth.files import DEFAULT_FORMATS, Outcome, check_outputs, find_images, predict_files
-from mlx_depth.predictor import DEFAULT_MODEL, load
+from mlx_depth.files import DEFAULT_FORMATS, Outcome, Settings, find_images, predict_files, unfinished
+from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load, resolve_dtype
 from mlx_depth.processor import InputSize
+from mlx_depth.registry import ModelSpec, find_model
 from mlx_depth.save import FORMATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _print_warning  # type: ignore[assignment]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not Unicode leave as they came
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            code = run(options)
+        sys.stdout.flush()  # here, where a reader that has gone is no traceback
+        return code
     except MlxDepthError as error:
         _say(f"mlx-depth: error: {error}")
         return 2
     except KeyboardInterrupt:
-        _say("mlx-depth: interrupted; --resume goes on where it stopped")
+        _say("mlx-depth: interrupted" + ("; --resume goes on where it stopped" if "resume" in options else ""))
         return 130
     except BrokenPipeError:  # the reader of stdout has gone; so Python must not flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", help="name, alias, folder, .safetensors file, or a downloaded owner/name")
     info.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     info.set_defaults(run=_run_info)
+
+    from mlx_depth_convert.cli import add_verbs  # the tool depends on this package, never the reverse
+
+    add_verbs(verbs)
     return parser
 
 
@@ -76,9 +89,9 @@ def _add_predict(verbs: Any) -> None:
     )
     add("--cmap", default="Spectral_r", metavar="NAME", help=f"colour map, one of {', '.join(COLORMAPS)}")
     add("--side-by-side", action="store_true", help="also write the photo beside its colour map")
-    add("--recursive", action="store_true", help="look into folders within folders")
+    add("--recursive", action="store_true", help="look into folders within folders, and keep their structure")
     add("--batch-size", type=int, default=1, metavar="N", help="images that the network sees at once (default: 1)")
-    add("--resume", action="store_true", help="skip images whose results are complete")
+    add("--resume", action="store_true", help="skip images whose results are complete, redo the others")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--verbose", action="store_true", help="say which model, licence and number format are used")
     add("--json", action="store_true", help="one JSON object a line and image on stdout")
@@ -86,39 +99,54 @@ def _add_predict(verbs: Any) -> None:
 
 
 def _run_predict(options: argparse.Namespace) -> int:
-    formats = tuple(dict.fromkeys([*options.format.split(","), *(["side-by-side"] * options.side_by_side)]))
-    jobs = find_images(options.paths, recursive=options.recursive, out=options.out)
-    writing = {"resume": options.resume, "overwrite": options.overwrite}
-    check_outputs(jobs, options.out, formats, options.cmap, **writing)
-    show_progress = sys.stderr.isatty()
-    model = load(options.model, dtype=options.dtype, revision=options.revision, progress=show_progress)
-    if options.verbose:
-        _say(f"{model.spec.name}: {model.spec.depth_kind.description}, licence {model.spec.licence}, {model.dtype}")
-    outcomes = predict_files(
-        model,
-        jobs,
-        options.out,
-        formats=formats,
-        cmap=options.cmap,
-        batch_size=options.batch_size,
+    formats = [name.strip() for name in options.format.split(",")] + ["side-by-side"] * options.side_by_side
+    out = options.out.expanduser()
+    settings = Settings(
+        model=find_model(options.model).name if hub.is_name(options.model) else options.model,
+        dtype=str(resolve_dtype(options.dtype)).removeprefix("mlx.core."),
+        revision=options.revision,
         input_size=options.input_size,
-        **writing,
+        formats=tuple(dict.fromkeys(formats)),
+        cmap=options.cmap,
     )
-    return _report(outcomes, len(jobs), as_json=options.json, show_progress=show_progress)
+    show_progress = sys.stderr.isatty()
+
+    def open_model() -> DepthModel:
+        model = load(settings.model, dtype=settings.dtype, revision=settings.revision, progress=show_progress)
+        if options.verbose:
+            _say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_licence(model.spec)}, {settings.dtype}")
+        return model
+
+    jobs, failed = find_images(options.paths, recursive=options.recursive, out=out)
+    waiting = unfinished(jobs, out, settings, resume=options.resume, overwrite=options.overwrite)
+    to_do = set(waiting)
+    complete = [Outcome(job.source, tuple(job.files(out, settings.formats))) for job in jobs if job not in to_do]
+    outcomes = predict_files(
+        open_model,
+        waiting,
+        out,
+        settings,
+        batch_size=options.batch_size,
+        overwrite=options.resume or options.overwrite,
+    )
+    return _report([*failed, *complete], outcomes, len(waiting), as_json=options.json, show_progress=show_progress)
 
 
-def _report(outcomes: Any, total: int, *, as_json: bool, show_progress: bool) -> int:
-    from tqdm import tqdm
-
-    failed = skipped = 0
-    with tqdm(total=total, unit="image", file=sys.stderr, disable=not show_progress) as bar:
+def _report(
+    before: Sequence[Outcome], outcomes: Iterator[Outcome], total: int, *, as_json: bool, show_progress: bool
+) -> int:
+    for outcome in before:
+        _print_outcome(outcome, as_json)
+    failed = sum(outcome.error is not None for outcome in before)
+    skipped = len(before) - failed
+    done = 0
+    with tqdm(total=total, unit="image", file=sys.stderr, disable=not (show_progress and total)) as bar:
         for outcome in outcomes:
             failed += outcome.error is not None
-            skipped += outcome.error is None and not outcome.files
+            done += outcome.error is None
             with tqdm.external_write_mode(file=sys.stderr):
                 _print_outcome(outcome, as_json)
             bar.update()
-    done = total - failed - skipped
     _say(f"{done} done, {skipped} complete before, {failed} failed")
     return 1 if failed else 0
 
@@ -127,17 +155,24 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     if outcome.error is not None:
         _say(f"mlx-depth: {outcome.error}")
     if as_json:
-        print(json.dumps(_outcome_facts(outcome), ensure_ascii=False), flush=True)
-    elif outcome.files:
+        print(json.dumps(_outcome_facts(outcome)), flush=True)
+    elif outcome.sidecar is not None:
         print(*outcome.files, sep="\n", flush=True)
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
     if outcome.error is not None:
-        return {"image": outcome.job.source, "error": str(outcome.error)}
+        return {"image": outcome.image, "error": str(outcome.error)}
+    files = [str(file) for file in outcome.files]
     if outcome.sidecar is None:
-        return {"image": outcome.job.source, "skipped": True}
-    return {**outcome.sidecar, "files": [str(file) for file in outcome.files]}
+        return {"image": outcome.image, "skipped": True, "files": files}
+    return {**outcome.sidecar, "image": outcome.image, "files": files}
+
+
+def _licence(spec: ModelSpec) -> str:
+    if spec.licence is None:
+        return "licence unknown"
+    return f"licence {spec.licence}{'' if spec.commercial else ' (not for commercial use)'}"
 
 
 def _run_models(options: argparse.Namespace) -> int:
@@ -148,7 +183,7 @@ def _run_models(options: argparse.Namespace) -> int:
 
 def _run_info(options: argparse.Namespace) -> int:
     facts = describe_model(options.model)
-    print(json.dumps(facts, indent=2) if options.json else "\n".join(f"{key}: {_cell(facts[key])}" for key in facts))
+    print(json.dumps(facts, indent=2) if options.json else "\n".join(_lines(facts)))
     return 0
 
 
@@ -159,12 +194,28 @@ def _aligned(rows: list[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _lines(facts: Mapping[str, Any], indent: str = "", show: Callable[[Any], str] | None = None) -> Iterator[str]:
+    for name, value in facts.items():
+        cell = show or (_megabytes if name.endswith("_bytes") else _cell)
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ", cell)
+        else:
+            yield f"{indent}{name}: {cell(value)}"
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
     return "–" if value is None else str(value)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count:,} ({count / 1e6:,.1f} MB)"
 
 
 def _input_size(text: str) -> InputSize:

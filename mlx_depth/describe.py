@@ -1,12 +1,16 @@
 """What is known of models, as plain dictionaries for tables and JSON."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 from mlx_depth import hub
+from mlx_depth.checkpoint import DTYPES
+from mlx_depth.errors import ModelNotFoundError
 from mlx_depth.predictor import fetch
-from mlx_depth.registry import DEMO_FOLDER, ModelSpec, find_model, list_models
+from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, list_models
+from mlx_depth.weights import parameter_shapes
 
 
 def models_table() -> list[dict[str, Any]]:
@@ -14,6 +18,8 @@ def models_table() -> list[dict[str, Any]]:
 
     Returns:
         ``name``, ``alias``, ``parameters``, ``kind``, ``unit``, ``licence``, ``hub`` (repository) and ``downloaded``.
+
+    Proved by ``tests/test_describe.py``.
     """
     return [
         {
@@ -45,17 +51,21 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     """What the registry and, where the weights are on this disk, the checkpoint say of a model.
 
     Args:
-        source: As for ``load``; nothing is downloaded for a registry name.
+        source: As for ``load``; nothing is downloaded.
     Returns:
-        Facts by name; sizes are in bytes.
+        Facts by name, ready for JSON. ``memory_bytes`` are those of the float parameters once loaded. What only
+        the checkpoint can tell is left out for a model of the registry that is not on this disk.
     Raises:
-        ModelNotFoundError: If there is no such model.
+        ModelNotFoundError: If there is no such model, or it is neither of the registry nor on this disk.
         CheckpointError: If its files are damaged.
+
+    Proved by ``tests/test_describe.py``.
     """
-    if hub.is_name(source):
-        spec = find_model(str(source))
-        if not is_here(spec):
-            return _spec_facts(spec)
+    spec = _registered(source)
+    if spec is not None and not is_here(spec):
+        return _spec_facts(spec)
+    if spec is None and not hub.is_path(source):
+        _check_here(str(source))
     checkpoint, revision = fetch(source)
     weights = checkpoint.weights.values()
     return {
@@ -65,11 +75,27 @@ def describe_model(source: str | Path) -> dict[str, Any]:
         "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
         "dtypes": sorted({str(array.dtype).removeprefix("mlx.core.") for array in weights}),
         "tensors": len(checkpoint.weights),
-        "bytes": sum(array.nbytes for array in weights),
+        "disk_bytes": sum(array.nbytes for array in weights),
     }
 
 
+def _registered(source: str | Path) -> ModelSpec | None:
+    """The registry's entry of a name, an alias or a Hub repository."""
+    if hub.is_name(source):
+        return find_model(str(source))
+    return next((spec for spec in list_models() if spec.hub_id == source), None)
+
+
+def _check_here(source: str) -> None:
+    if not Path(source).exists() and not hub.is_cached(source.partition("@")[0]):
+        raise ModelNotFoundError(
+            f"{source} is not on this disk, and info downloads nothing: run mlx-depth predict --model {source} first."
+        )
+
+
 def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
+    network = FAMILIES[spec.family].build(spec.config)  # lazy arrays: shapes alone
+    values = sum(map(math.prod, parameter_shapes(network).values()))
     return {
         "name": spec.name,
         "family": spec.family,
@@ -77,8 +103,9 @@ def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
         "max_depth": spec.config.max_depth,
         "parameters": spec.parameters,
         "licence": spec.licence,
-        "commercial use": spec.commercial,
+        "commercial_use": spec.commercial if spec.licence is not None else None,
         "hub": _where(spec),
+        "memory_bytes": {name: values * dtype.size for name, dtype in DTYPES.items()},
         "config": dataclasses.asdict(spec.config),
         "processor": dataclasses.asdict(spec.processor),
     }

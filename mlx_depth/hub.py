@@ -3,6 +3,7 @@
 import difflib
 import errno
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ _WEIGHTS = "*.safetensors"
 _WANTED = (
     "config.json",
     "preprocessor_config.json",
-    _WEIGHTS,
     "*.safetensors.index.json",
     "README*",
     "LICENSE*",
 )
 _CONVERTIBLE = (".pth", ".pt", ".bin", ".ckpt", ".gguf")
+_TO_CONVERT = tuple(f"*{suffix}" for suffix in _CONVERTIBLE)
 _USE_DEMO = "or take the bundled model, which needs no network: --model mlx-depth-demo"
 _LOG_IN = "log in (hf auth login, or set HF_TOKEN)"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -31,8 +32,9 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 class Location:
     """Where a checkpoint lies on this machine.
 
-    ``path`` is a folder that holds ``*.safetensors``, or one such file. ``repo`` and ``revision`` (the
-    commit) say which Hub repository it is a copy of; both ``None`` for the user's own files.
+    ``path`` is a folder that holds ``*.safetensors`` (or, where asked for, files to convert), or one such file.
+    ``repo`` and ``revision`` (the commit) say which Hub repository it is a copy of; both ``None`` for the user's own
+    files.
     """
 
     path: Path
@@ -50,19 +52,41 @@ def is_name(source: str | Path) -> bool:
 
     Proved by ``tests/test_hub.py``.
     """
-    return not _is_path(source) and "/" not in str(source).partition("@")[0]
+    return not is_path(source) and "/" not in str(source).partition("@")[0]
 
 
-def locate(source: str | Path, *, revision: str | None = None, progress: bool = True) -> Location:
+def is_path(source: str | Path) -> bool:
+    """Whether a source can only be a local path; ``owner/name`` can be both.
+
+    Args:
+        source: As for ``locate``.
+
+    Proved by ``tests/test_hub.py``.
+    """
+    if isinstance(source, Path):
+        return True
+    return (
+        source.startswith(("/", "./", "../", "~"))
+        or source.endswith(("/", ".safetensors", *_CONVERTIBLE))
+        or source in (".", "..")
+        or source.partition("@")[0].count("/") > 1
+    )
+
+
+def locate(
+    source: str | Path, *, revision: str | None = None, progress: bool = True, convertible: bool = False
+) -> Location:
     """Find a checkpoint; download it from the Hugging Face Hub where it is not in the cache yet.
 
     Args:
         source: A local path: any ``Path``, or a string that starts with ``/``, ``./``, ``../`` or ``~``,
-            ends with ``/`` or ``.safetensors``, or has two or more slashes. Or a repository
-            ``owner/name[@revision]``; a local folder ``owner/name`` that holds a checkpoint comes first
-            unless a revision is given. A word without a slash is never taken from the current directory.
+            ends with ``/`` or a checkpoint's suffix (``.safetensors``, ``.pth``, ``.gguf`` …), or has two or more
+            slashes. Or a repository ``owner/name[@revision]``; a local folder ``owner/name`` that holds a checkpoint
+            comes first unless a revision is given. A word without a slash is never taken from the current directory.
         revision: Branch, tag or commit of the repository; its default branch if ``None``.
         progress: Show the Hub's progress bar on stderr while files are downloaded.
+        convertible: Take ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.gguf`` files, too, and folders and repositories
+            that hold these alone.
     Returns:
         The local files. A cached repository is used as it is when the Hub cannot be reached.
     Raises:
@@ -75,14 +99,15 @@ def locate(source: str | Path, *, revision: str | None = None, progress: bool = 
         raise ModelNotFoundError(
             f"no model '{source}': mlx-depth models lists all names; write ./{source} for a folder of yours."
         )
-    if _is_path(source):
+    wanted = (_WEIGHTS, *_TO_CONVERT) if convertible else (_WEIGHTS,)
+    if is_path(source):
         if revision is not None:
             raise OptionError(f"{source} is a local path: leave revision '{revision}' out.")
-        return _local(Path(source).expanduser())
+        return _local(Path(source).expanduser(), wanted)
     repo, revision = _split_revision(str(source), revision)
     if revision is None and _holds_checkpoint(Path(repo)):
-        return _local(Path(repo))
-    return _remote(repo, revision or "main", progress)
+        return _local(Path(repo), wanted)
+    return _remote(repo, revision or "main", progress, wanted)
 
 
 def is_cached(repo: str) -> bool:
@@ -95,18 +120,41 @@ def is_cached(repo: str) -> bool:
 
     Proved by ``tests/test_hub.py``.
     """
-    return _cached(repo, "main") is not None
+    return _cached(repo, "main", (_WEIGHTS,)) is not None
 
 
-def _is_path(source: str | Path) -> bool:
-    if isinstance(source, Path):
-        return True
-    return (
-        source.startswith(("/", "./", "../", "~"))
-        or source.endswith(("/", ".safetensors"))
-        or source in (".", "..")
-        or source.partition("@")[0].count("/") > 1
-    )
+def upload_folder(folder: Path, repo: str, *, message: str) -> str:
+    """Put a folder into a repository of the Hugging Face Hub, which is made where it does not exist.
+
+    Args:
+        folder: The folder; its files go to the top of the repository.
+        repo: ``owner/name``.
+        message: Of the commit.
+    Returns:
+        The address of the repository.
+    Raises:
+        OptionError: If ``repo`` cannot be a repository's name.
+        ModelNotFoundError: If the Hub cannot be reached or refuses.
+
+    Proved by ``tests/convert/test_convert.py``.
+    """
+    from huggingface_hub import HfApi
+
+    check_repo(repo)
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except _hub_errors() as error:
+        otherwise = f"cannot upload {folder} to {repo} ({_reason(error)}): {_LOG_IN}, or upload it with hf upload."
+        raise ModelNotFoundError(_explain(error, repo, "main", otherwise)) from error
+    return f"https://huggingface.co/{repo}"
+
+
+def check_repo(repo: str) -> None:
+    """Raise ``OptionError`` unless the text can be a repository's ``owner/name``."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo, re.ASCII):
+        raise OptionError(f"{repo!r} cannot be a Hub repository: write owner/name.")
 
 
 def _split_revision(source: str, revision: str | None) -> tuple[str, str | None]:
@@ -123,12 +171,12 @@ def _split_revision(source: str, revision: str | None) -> tuple[str, str | None]
 # Local files.
 
 
-def _local(path: Path) -> Location:
+def _local(path: Path, wanted: tuple[str, ...]) -> Location:
     if not path.exists():
         raise ModelNotFoundError(f"no file or folder {path}: {_near_names(path)}")
-    if path.is_dir() and not any(path.glob(_WEIGHTS)):
+    if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in wanted):
         raise ModelNotFoundError(_no_weights(str(path), [child.name for child in path.iterdir()]))
-    if path.is_file() and path.suffix != ".safetensors":
+    if path.is_file() and not any(_matches(path.name, pattern) for pattern in wanted):
         raise ModelNotFoundError(f"{path} is not a .safetensors file: {_instead_of(path.name)}")
     return Location(path)
 
@@ -162,8 +210,8 @@ def _instead_of(*names: str) -> str:
 # The Hub.
 
 
-def _remote(repo: str, revision: str, progress: bool) -> Location:
-    cached = _cached(repo, revision)
+def _remote(repo: str, revision: str, progress: bool, wanted: tuple[str, ...]) -> Location:
+    cached = _cached(repo, revision, wanted)
     if cached is not None and cached.name == revision:
         return Location(cached, repo, revision)  # a commit never changes: nothing to ask
     try:
@@ -178,25 +226,30 @@ def _remote(repo: str, revision: str, progress: bool) -> Location:
         raise ModelNotFoundError(_explain(error, repo, revision, otherwise)) from error
     if cached is not None and cached.name == commit:
         return Location(cached, repo, commit)
-    if not any("/" not in name and fnmatchcase(name, _WEIGHTS) for name in names):
+    weights = next((pattern for pattern in wanted if any(_matches(name, pattern) for name in names)), None)
+    if weights is None:
         raise ModelNotFoundError(_no_weights(repo, names))
-    folder = _download(repo, revision, progress)
+    folder = _download(repo, revision, progress, weights)
     return Location(folder, repo, folder.name)
 
 
-def _cached(repo: str, revision: str) -> Path | None:
+def _matches(name: str, pattern: str) -> bool:
+    return "/" not in name and fnmatchcase(name, pattern)
+
+
+def _cached(repo: str, revision: str, wanted: tuple[str, ...]) -> Path | None:
     """The complete snapshot in the cache; its name is its commit."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = _snapshot(repo, revision, local_files_only=True)
+        folder = _snapshot(repo, revision, _WEIGHTS, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
         raise ModelNotFoundError(
             f"'{repo}' cannot be a Hub repository: write owner/name, or ./{repo} for a folder of yours."
         ) from error
-    return folder if any(folder.glob(_WEIGHTS)) else None
+    return folder if any(next(folder.glob(pattern), None) for pattern in wanted) else None
 
 
 def _ask(repo: str, revision: str) -> tuple[str, list[str]]:
@@ -207,10 +260,10 @@ def _ask(repo: str, revision: str) -> tuple[str, list[str]]:
     return str(info.sha), [file.rfilename for file in info.siblings or []]
 
 
-def _download(repo: str, revision: str, progress: bool) -> Path:
+def _download(repo: str, revision: str, progress: bool, weights: str) -> Path:
     try:
         with _progress_bars(progress):
-            return _snapshot(repo, revision, local_files_only=False)
+            return _snapshot(repo, revision, weights, local_files_only=False)
     except _hub_errors() as error:
         otherwise = (
             f"the download of {repo} was interrupted ({_reason(error)}): run the same again, "
@@ -219,13 +272,13 @@ def _download(repo: str, revision: str, progress: bool) -> Path:
         raise ModelNotFoundError(_explain(error, repo, revision, otherwise)) from error
 
 
-def _snapshot(repo: str, revision: str, *, local_files_only: bool) -> Path:
+def _snapshot(repo: str, revision: str, weights: str, *, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(
         repo,
         revision=revision,
-        allow_patterns=list(_WANTED),
+        allow_patterns=[*_WANTED, weights],
         ignore_patterns="*/*",
         local_files_only=local_files_only,
     )

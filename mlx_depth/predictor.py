@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
@@ -92,51 +93,12 @@ class DepthModel:
 
         Proved by ``tests/test_predictor.py``.
         """
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}: give 1 or more")
-        self.processor.network_size((1, 1), input_size)  # a wrong input_size is the caller's error, not an image's
-        return self._stream(images, batch_size, input_size, on_error)
+        self.check_input_size(input_size)
+        return predict_stream(lambda: self, images, batch_size=batch_size, input_size=input_size, on_error=on_error)
 
-    def _stream(
-        self,
-        images: Iterable[ImageSource],
-        batch_size: int,
-        input_size: InputSize | None,
-        on_error: OnError | None,
-    ) -> Iterator[DepthResult]:
-        groups: dict[tuple[int, int], dict[int, LoadedImage]] = {}  # network size → waiting images by number
-        done: dict[int, DepthResult | tuple[ImageSource, ImageError]] = {}
-        due = 0  # number of the next image to hand out
-
-        def run(group: dict[int, LoadedImage]) -> None:
-            done.update(zip(group, self._predict_group(list(group.values()), input_size), strict=True))
-
-        def hand_out() -> Iterator[DepthResult]:
-            nonlocal due
-            while due in done:
-                outcome = done.pop(due)
-                due += 1
-                if isinstance(outcome, DepthResult):
-                    yield outcome
-                elif on_error is None:
-                    raise outcome[1]
-                else:
-                    on_error(*outcome)
-
-        for number, (source, loaded) in enumerate(_decode_ahead(images, batch_size)):
-            size = loaded if isinstance(loaded, ImageError) else self._size_or_error(loaded, input_size)
-            if isinstance(size, ImageError):
-                done[number] = (source, size)
-            else:
-                groups.setdefault(size, {})[number] = cast(LoadedImage, loaded)
-                if len(groups[size]) == batch_size:
-                    run(groups.pop(size))
-                elif number - due >= WINDOW * batch_size:
-                    run(groups.pop(next(size for size, group in groups.items() if due in group)))
-            yield from hand_out()
-        for group in groups.values():
-            run(group)
-        yield from hand_out()
+    def check_input_size(self, input_size: InputSize | None) -> None:
+        """Raise OptionError if an input size cannot work, so that no image is blamed for it."""
+        self.processor.network_size((1, 1), input_size)
 
     def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> tuple[int, int] | ImageError:
         try:
@@ -176,6 +138,74 @@ class DepthModel:
         )
 
 
+def predict_stream(
+    open_model: Callable[[], DepthModel],
+    images: Iterable[ImageSource],
+    *,
+    batch_size: int,
+    input_size: InputSize | None,
+    on_error: OnError | None,
+) -> Iterator[DepthResult]:
+    """``DepthModel.predict_batch`` with a model that is opened once the first image is readable.
+
+    Args:
+        open_model: Gives the model; not called where there is nothing to predict.
+        images: As for ``predict_batch``, like the options.
+    Yields:
+        As ``predict_batch``.
+    Raises:
+        OptionError: If the batch size cannot work.
+
+    Proved by ``tests/test_predictor.py`` and ``tests/test_cli.py``.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}: give 1 or more.")
+    return _stream(functools.cache(open_model), images, batch_size, input_size, on_error)
+
+
+def _stream(
+    model: Callable[[], DepthModel],
+    images: Iterable[ImageSource],
+    batch_size: int,
+    input_size: InputSize | None,
+    on_error: OnError | None,
+) -> Iterator[DepthResult]:
+    groups: dict[tuple[int, int], dict[int, LoadedImage]] = {}  # network size → waiting images by number
+    done: dict[int, DepthResult | tuple[ImageSource, ImageError]] = {}
+    due = 0  # number of the next image to hand out
+
+    def run(group: dict[int, LoadedImage]) -> None:
+        done.update(zip(group, model()._predict_group(list(group.values()), input_size), strict=True))
+
+    def hand_out() -> Iterator[DepthResult]:
+        nonlocal due
+        while due in done:
+            outcome = done.pop(due)
+            due += 1
+            if isinstance(outcome, DepthResult):
+                yield outcome
+            elif on_error is None:
+                raise outcome[1]
+            else:
+                on_error(*outcome)
+
+    with _decoding(images, max(batch_size, DECODING_THREADS)) as decoded:
+        for number, (source, loaded) in enumerate(decoded):
+            size = loaded if isinstance(loaded, ImageError) else model()._size_or_error(loaded, input_size)
+            if isinstance(size, ImageError):
+                done[number] = (source, size)
+            else:
+                groups.setdefault(size, {})[number] = cast(LoadedImage, loaded)
+                if len(groups[size]) == batch_size:
+                    run(groups.pop(size))
+            if number - due >= WINDOW * batch_size and due not in done:
+                run(groups.pop(next(size for size, group in groups.items() if due in group)))
+            yield from hand_out()
+    for group in groups.values():
+        run(group)
+        yield from hand_out()
+
+
 def load(
     source: str | Path = DEFAULT_MODEL,
     *,
@@ -203,12 +233,12 @@ def load(
 
     Proved by ``tests/test_predictor.py`` and ``tests/models/test_depth_anything.py``.
     """
-    chosen = _dtype(dtype)
+    chosen = resolve_dtype(dtype)
     checkpoint, commit = fetch(source, revision=revision, progress=progress)
     if reference is not None:
         checkpoint = _follow(checkpoint, reference)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    network = build_network(checkpoint, dtype=chosen, expand=on_cpu)
+    network = build_network(checkpoint, dtype=chosen, expand=on_cpu, hand_over=True)
     return DepthModel(checkpoint.spec, network, checkpoint.spec.processor, chosen, commit)
 
 
@@ -225,31 +255,44 @@ def fetch(source: str | Path, *, revision: str | None = None, progress: bool = T
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged or not exactly what the model needs.
     """
+    location, spec = locate_model(source, revision=revision, progress=progress)
+    return read_checkpoint(location.path, spec, name=location.repo), location.revision
+
+
+def locate_model(
+    source: str | Path, *, revision: str | None = None, progress: bool = True, convertible: bool = False
+) -> tuple[hub.Location, ModelSpec | None]:
+    """Find a model's files, download them where that is needed.
+
+    Args:
+        source: As for ``load``.
+        revision: As for ``load``.
+        progress: As for ``load``.
+        convertible: As for ``hub.locate``.
+    Returns:
+        Where the files are, and the registry's entry if they are those of a published model.
+    Raises:
+        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
+    """
     spec = find_model(str(source)) if hub.is_name(source) else None
     if spec is not None and spec.folder is not None:
-        return read_checkpoint(spec.folder), None
+        if revision is not None:
+            raise OptionError(f"{spec.name} is on this disk in one version: leave revision {revision!r} out.")
+        return hub.Location(spec.folder), spec
     if spec is not None and spec.hub_id is None:
         raise ModelNotFoundError(f"the weights of {spec.name} are not released: choose another of `mlx-depth models`.")
     if spec is not None and spec.hub_id is not None:
         source, revision = spec.hub_id, revision or "main"  # a given revision always means the Hub
-    location = hub.locate(source, revision=revision, progress=progress)
-    if location.repo is None:
-        return read_checkpoint(location.path), None
-    known = next((spec for spec in MODELS.values() if spec.hub_id == location.repo), None)
-    return read_checkpoint(location.path, known, name=location.repo), location.revision
+    published = {spec.hub_id: spec for spec in MODELS.values() if spec.hub_id is not None}
+    repo = str(source).partition("@")[0]
+    if repo in published and not hub.is_path(source):
+        _warn_licence(published[repo], repo)
+    location = hub.locate(source, revision=revision, progress=progress, convertible=convertible)
+    return location, published.get(location.repo) if location.repo is not None else None
 
 
 @overload
-def predict(
-    image: "list[ImageSource] | tuple[ImageSource, ...]",
-    *,
-    model: str | Path = ...,
-    dtype: str | mx.Dtype | None = ...,
-    revision: str | None = ...,
-    input_size: InputSize | None = ...,
-) -> Iterator[DepthResult]: ...
-@overload
-def predict(  # type: ignore[overload-overlap]  # an open file is an iterator, too, and counts as one image
+def predict(  # type: ignore[overload-overlap]  # a str is a sequence and an open file an iterator: each is one image
     image: ImageSource,
     *,
     model: str | Path = ...,
@@ -259,7 +302,7 @@ def predict(  # type: ignore[overload-overlap]  # an open file is an iterator, t
 ) -> DepthResult: ...
 @overload
 def predict(
-    image: Iterator[ImageSource],
+    image: Sequence[ImageSource] | Iterator[ImageSource],
     *,
     model: str | Path = ...,
     dtype: str | mx.Dtype | None = ...,
@@ -289,10 +332,17 @@ def predict(
 
     Proved by ``tests/test_predictor.py``.
     """
-    loaded = _keep(model, _dtype(dtype), revision)
-    if isinstance(image, (list, tuple)) or (isinstance(image, Iterator) and not hasattr(image, "read")):
+    name = find_model(model).name if isinstance(model, str) and hub.is_name(model) else model
+    loaded = _keep(name, resolve_dtype(dtype), revision)
+    if _are_many(image):
         return loaded.predict_batch(image, input_size=input_size)
     return loaded.predict(image, input_size=input_size)
+
+
+def _are_many(image: Any) -> bool:
+    if isinstance(image, (str, bytes, bytearray, memoryview)) or hasattr(image, "read"):
+        return False
+    return isinstance(image, (Sequence, Iterator))
 
 
 @functools.lru_cache(maxsize=1)
@@ -300,7 +350,22 @@ def _keep(model: str | Path, dtype: mx.Dtype, revision: str | None) -> DepthMode
     return load(model, dtype=dtype, revision=revision)
 
 
-def _dtype(name: str | mx.Dtype | None) -> mx.Dtype:
+def _warn_licence(spec: ModelSpec, repo: str) -> None:
+    """Before a first download: its licence, where that forbids commercial use."""
+    if spec.commercial or hub.is_cached(repo):
+        return
+    warnings.warn(
+        f"{spec.name} is licensed {spec.licence}: not for commercial use; `mlx-depth models` lists all licences.",
+        stacklevel=5,
+    )
+
+
+def resolve_dtype(name: str | mx.Dtype | None) -> mx.Dtype:
+    """The number format that ``load`` takes for ``dtype``; None: float16 on a GPU, float32 on a CPU.
+
+    Raises:
+        OptionError: If there is no such one, or it is not for networks.
+    """
     if name is None:
         return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
     if isinstance(name, mx.Dtype) and name in DTYPES.values():
@@ -319,21 +384,30 @@ def _follow(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:
     )
 
 
-def _decode_ahead(images: Iterable[ImageSource], ahead: int) -> Iterator[tuple[ImageSource, LoadedImage | ImageError]]:
-    """Load images in threads, at most ``ahead`` of them before they are asked for, in order."""
-    queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
+@contextmanager
+def _decoding(
+    images: Iterable[ImageSource], ahead: int
+) -> Iterator[Iterator[tuple[ImageSource, LoadedImage | ImageError]]]:
+    """Threads that load images in order, at most ``ahead`` of them before they are asked for."""
     pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="mlx-depth-decode")
     try:
-        for source in images:
-            queue.append((source, pool.submit(_try_load, source)))
-            if len(queue) > ahead:
-                source, future = queue.popleft()
-                yield source, future.result()
-        while queue:
-            source, future = queue.popleft()
-            yield source, future.result()
+        yield _decode_ahead(pool, images, ahead)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode_ahead(
+    pool: ThreadPoolExecutor, images: Iterable[ImageSource], ahead: int
+) -> Iterator[tuple[ImageSource, LoadedImage | ImageError]]:
+    queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
+    for source in images:
+        queue.append((source, pool.submit(_try_load, source)))
+        if len(queue) > ahead:
+            source, future = queue.popleft()
+            yield source, future.result()
+    while queue:
+        source, future = queue.popleft()
+        yield source, future.result()
 
 
 def _try_load(source: ImageSource) -> LoadedImage | ImageError:

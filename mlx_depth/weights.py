@@ -88,7 +88,10 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
                 raise ValueError(f"{target!r} is produced twice, the second time by {name!r}")
             produced[target] = part
     if unknown:
-        raise CheckpointError(f"the checkpoint holds tensors that this model does not know: {listed(unknown)}")
+        raise CheckpointError(
+            f"the checkpoint holds tensors that this model does not know: {listed(unknown)}. "
+            "Check that it is this model's, or download it again."
+        )
     return produced
 
 
@@ -108,6 +111,22 @@ def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) ->
         yield from ((target.format(**fields), part) for target, part in zip(rule.targets, parts, strict=True))
 
 
+def with_front_axes(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Give back the axes of length 1 in front that ggml drops when it rewrites a file.
+
+    Args:
+        network: The destination; its parameters tell how many axes there are.
+        weights: Destination name to array.
+    Returns:
+        The same names, each array with as many axes as its parameter.
+    """
+    ranks = {name: len(shape) for name, shape in parameter_shapes(network).items()}
+    return {
+        name: array.reshape(*(1,) * (ranks[name] - array.ndim), *array.shape) if name in ranks else array
+        for name, array in weights.items()
+    }
+
+
 def to_mlx_layout(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """Bring weights from PyTorch's axis order to MLX's, by the type of the module that owns each.
 
@@ -124,6 +143,15 @@ def to_mlx_layout(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[s
     }
 
 
+def to_torch_layout(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The way back of ``to_mlx_layout``."""
+    axes = {f"{path}.weight": order for path, module in network.named_modules() if (order := _axes(module))}
+    return {
+        name: array.transpose([axes[name].index(axis) for axis in range(4)]) if name in axes else array
+        for name, array in weights.items()
+    }
+
+
 def _axes(module: nn.Module) -> tuple[int, ...] | None:
     if isinstance(module, nn.Conv2d):
         return (0, 2, 3, 1)
@@ -134,8 +162,7 @@ def _axes(module: nn.Module) -> tuple[int, ...] | None:
 
 def check_complete(network: nn.Module, weights: Mapping[str, mx.array]) -> None:
     """Raise one ``CheckpointError`` with every missing, unexpected and misshapen tensor, or return."""
-    parameters = cast(list[tuple[str, mx.array]], tree_flatten(network.parameters()))
-    wanted = {name: array.shape for name, array in parameters}
+    wanted = parameter_shapes(network)
     missing = [name for name in wanted if name not in weights]
     unexpected = [name for name in weights if name not in wanted]
     misshapen = [
@@ -150,6 +177,12 @@ def check_complete(network: nn.Module, weights: Mapping[str, mx.array]) -> None:
             f"the checkpoint does not fit the model ({text}). "
             "Check that its config.json belongs to these weights, or download it again."
         )
+
+
+def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every parameter; nothing is evaluated."""
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(network.parameters()))
+    return {name: array.shape for name, array in parameters}
 
 
 def listed(names: Iterable[str]) -> str:

@@ -274,10 +274,10 @@ def test_an_interrupted_download_goes_on_later(user: User, trouble: str) -> None
     ],
 )
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, number: int, expected: str) -> None:
-    def snapshot(repo: str, revision: str, *, local_files_only: bool) -> Path:
+    def snapshot(repo: str, revision: str, weights: str, *, local_files_only: bool) -> Path:
         raise OSError(number, os.strerror(number), "/cache/blob")
 
-    monkeypatch.setattr(hub, "_cached", lambda repo, revision: None)
+    monkeypatch.setattr(hub, "_cached", lambda repo, revision, wanted: None)
     monkeypatch.setattr(hub, "_ask", lambda repo, revision: ("0" * 40, ["model.safetensors"]))
     monkeypatch.setattr(hub, "_snapshot", snapshot)
     with pytest.raises(ModelNotFoundError) as caught:
@@ -355,7 +355,7 @@ def test_a_revision_means_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch)
     asked: list[tuple[str, str]] = []
     answer = Location(folder, "mine/model", "f" * 40)
 
-    def remote(repo: str, revision: str, progress: bool) -> Location:
+    def remote(repo: str, revision: str, *_: object) -> Location:
         asked.append((repo, revision))
         return answer
 
@@ -367,7 +367,7 @@ def test_a_revision_means_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_folder_without_a_checkpoint_does_not_hide_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder.parent / "empty").mkdir()
-    monkeypatch.setattr(hub, "_remote", lambda repo, revision, progress: Location(folder, repo, revision))
+    monkeypatch.setattr(hub, "_remote", lambda repo, revision, *_: Location(folder, repo, revision))
     assert locate("mine/empty") == Location(folder, "mine/empty", "main")
 
 

@@ -17,12 +17,12 @@ from mlx_depth.errors import OptionError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is loaded on Linux only")
 
-# openblas.py by its path: importing the package would load OpenBLAS before the case sets its scene.
+# The package without its __init__, which would load OpenBLAS before the case sets its scene.
 PRELUDE = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("openblas", sys.argv[1])
-openblas = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(openblas)
+import json, pathlib, sys, types
+sys.modules["mlx_depth"] = types.ModuleType("mlx_depth")
+sys.modules["mlx_depth"].__path__ = [str(pathlib.Path(sys.argv[1]).parent)]
+from mlx_depth import openblas
 """
 
 
@@ -153,6 +153,15 @@ def test_a_wrong_path_is_an_error(
         openblas.load_openblas()
     assert str(path) in str(caught.value)
     assert "or unset it" in str(caught.value)
+
+
+@linux
+def test_a_wrong_path_does_not_stop_the_import() -> None:
+    environment = {**os.environ, openblas.SWITCH: "/no/such/file"}
+    code = "import mlx_depth"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "MLX_DEPTH_OPENBLAS=/no/such/file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @linux

@@ -175,3 +175,24 @@ TRANSFORMERS: tuple[Rule, ...] = (
     Rename("encoder.layer.{i}.layer_scale2.lambda1", "blocks.{i}.layer_scale2.gamma"),
     Rename("layernorm.{p}", "norm.{p}"),
 )
+
+# depth-anything.cpp (`scripts/gguf_keys.py`): names change, axes do not; the mask token is left out.
+GGUF: tuple[Rule, ...] = (
+    Rename("cls_token", "cls_token"),
+    Rename("pos_embed", "pos_embed"),
+    Rename("patch_embed.{p}", "patch_embed.proj.{p}"),
+    Rename("blk.{i}.norm1.{p}", "blocks.{i}.norm1.{p}"),
+    Split(
+        "blk.{i}.attn_qkv.{p}",
+        ("blocks.{i}.attn.query_proj.{p}", "blocks.{i}.attn.key_proj.{p}", "blocks.{i}.attn.value_proj.{p}"),
+    ),
+    Rename("blk.{i}.attn_proj.{p}", "blocks.{i}.attn.out_proj.{p}"),
+    Rename("blk.{i}.ls1", "blocks.{i}.layer_scale1.gamma"),
+    Rename("blk.{i}.norm2.{p}", "blocks.{i}.norm2.{p}"),
+    Rename("blk.{i}.mlp_fc1.{p}", "blocks.{i}.mlp.fc1.{p}"),
+    Rename("blk.{i}.mlp_fc2.{p}", "blocks.{i}.mlp.fc2.{p}"),
+    Split("blk.{i}.mlp_w12.{p}", ("blocks.{i}.mlp.gate_proj.{p}", "blocks.{i}.mlp.up_proj.{p}")),
+    Rename("blk.{i}.mlp_w3.{p}", "blocks.{i}.mlp.down_proj.{p}"),
+    Rename("blk.{i}.ls2", "blocks.{i}.layer_scale2.gamma"),
+    Rename("norm.{p}", "norm.{p}"),
+)

@@ -183,3 +183,24 @@ TRANSFORMERS: tuple[Rule, ...] = (
     *(rule for level in range(4) for rule in _transformers_fusion(level)),
     Rename("head.{c}.{p}", "{c}.{p}"),
 )
+
+
+def _gguf_fusion(refinenet: int, level: int) -> tuple[Rule, ...]:
+    source, target = f"scratch.rn{refinenet}", f"fusion.{level}"
+    first = f"{source}.rc1.c{{c}}.{{p}}"
+    return (
+        Drop(first, _UNUSED_UNIT) if level == 0 else Rename(first, f"{target}.residual_conv_unit1.conv{{c}}.{{p}}"),
+        Rename(f"{source}.rc2.c{{c}}.{{p}}", f"{target}.residual_conv_unit2.conv{{c}}.{{p}}"),
+        Rename(f"{source}.out.{{p}}", f"{target}.projection.{{p}}"),
+    )
+
+
+GGUF: tuple[Rule, ...] = (
+    Rename("proj.{i}.{p}", "reassemble.{i}.projection.{p}"),
+    Rename("resize.{i}.{p}", "reassemble.{i}.resample.{p}"),
+    *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
+    *(rule for level in range(4) for rule in _gguf_fusion(4 - level, level)),
+    Rename("scratch.out1.{p}", "conv1.{p}"),
+    Rename("scratch.out2a.{p}", "conv2.{p}"),
+    Rename("scratch.out2b.{p}", "conv3.{p}"),
+)

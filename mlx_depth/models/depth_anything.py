@@ -15,7 +15,7 @@ from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.heads import dpt
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
-from mlx_depth.models.family import Family, Reference, Shapes
+from mlx_depth.models.family import Family, Reference, Shapes, Stage
 from mlx_depth.models.transformers_config import read_keys
 from mlx_depth.nn.position import PositionRule
 from mlx_depth.result import DepthKind
@@ -223,6 +223,50 @@ def _recognise(table: tuple[int, ...], out_channels: list[int], features: int) -
     )
 
 
+_GGUF = "depthanything3."  # the prefix of V2's keys, too: `arch` tells the two apart
+_GGUF_FIXED: dict[str, Any] = {
+    "arch": "depthanything2",
+    "vit.num_register_tokens": 0,
+    "vit.alt_start": -1,
+    "vit.rope_start": -1,
+    "vit.qknorm_start": -1,
+    "vit.cat_token": False,
+    "vit.qkv_bias": True,
+    "head.output_dim": 1,
+    "head.pos_embed": False,
+}
+
+
+def _read_gguf_metadata(metadata: Mapping[str, Any]) -> DepthAnythingConfig:
+    """The keys of depth-anything.cpp's ``scripts/convert_da2_to_gguf.py``."""
+    facts = {key.removeprefix(_GGUF): value for key, value in metadata.items() if key.startswith(_GGUF)}
+    try:
+        wrong = {key: facts[key] for key, value in _GGUF_FIXED.items() if facts[key] != value}
+        if wrong:
+            raise CheckpointError(f"the GGUF file is no Depth Anything V2 ({wrong}): take one whose arch is V2's.")
+        max_depth = facts.get("head.max_depth")  # older exporters wrote the activation "relu" for metric models, too
+        return DepthAnythingConfig(
+            DINOv2Config(
+                embed_dim=facts["vit.embed_dim"],
+                num_layers=facts["vit.depth"],
+                num_heads=facts["vit.num_heads"],
+                out_layers=tuple(facts["vit.out_layers"]),
+                swiglu=facts["vit.ffn_type"] == "swiglu",
+                patch_size=facts["patch_size"],
+                table_size=facts["vit.pos_embed_grid"],
+            ),
+            DPTConfig(
+                in_dim=facts["vit.embed_dim"],
+                features=facts["head.features"],
+                out_channels=tuple(facts["head.out_channels"]),
+                activation="relu" if max_depth is None else "sigmoid",
+                max_depth=1.0 if max_depth is None else max_depth,
+            ),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"the GGUF file lacks the key {_GGUF}{error.args[0]}: export it again.") from error
+
+
 def _follow(config: DepthAnythingConfig, reference: Reference) -> DepthAnythingConfig:
     rule: PositionRule = "scale" if reference == "original" else "size"
     return replace(config, backbone=replace(config.backbone, position_rule=rule))
@@ -230,6 +274,22 @@ def _follow(config: DepthAnythingConfig, reference: Reference) -> DepthAnythingC
 
 def _quantizable(path: str, module: nn.Module) -> bool:
     return path.startswith("backbone.blocks.") and isinstance(module, nn.Linear)
+
+
+def _stages(config: DepthAnythingConfig) -> tuple[Stage, ...]:
+    embedding = "backbone.embeddings.patch_embeddings.projection"
+    levels = range(len(dpt.RESAMPLINGS))
+    return (
+        Stage("patch embedding", "backbone.patch_embed", embedding),
+        Stage("with positions", "backbone.blocks.0", "backbone.encoder.layer.0", at="input"),
+        *(
+            Stage(f"layer {i}", f"backbone.blocks.{i}", f"backbone.encoder.layer.{i}")
+            for i in config.backbone.out_layers
+        ),
+        *(Stage(f"reassemble {i}", f"head.reassemble.{i}", f"neck.convs.{i}") for i in levels),
+        *(Stage(f"fusion {i}", f"head.fusion.{i}", f"neck.fusion_stage.layers.{i}") for i in levels),
+        Stage("head", "head.conv3", "head.conv3"),
+    )
 
 
 FAMILY = Family(
@@ -245,13 +305,20 @@ FAMILY = Family(
             *prefixed(dinov2.TRANSFORMERS, "backbone.", "backbone."),
             *prefixed(dpt.TRANSFORMERS, "", "head."),
         ),
+        "gguf": (
+            *prefixed(dinov2.GGUF, "vit.", "backbone."),
+            *prefixed(dpt.GGUF, "head.", "head."),
+        ),
     },
     signatures={
         "original": "pretrained.blocks.0.attn.qkv.weight",
         "transformers": "neck.fusion_stage.layers.0.projection.weight",
+        "gguf": "vit.blk.0.attn_qkv.weight",
     },
     recognise={"original": _recognise_original, "transformers": _recognise_transformers},
     read_config={"depth_anything": _read_transformers_config},
+    read_metadata={"gguf": _read_gguf_metadata},
     follow=_follow,
     quantizable=_quantizable,
+    stages=_stages,
 )

@@ -95,7 +95,8 @@ def read_keys(
     if unknown:
         raise CheckpointError(
             f"{where} has keys that mlx-depth does not know: {', '.join(unknown)}. "
-            f"Known keys: {', '.join(sorted({*defaults, *fixed}))}."
+            f"Take the file of the original checkpoint, or update mlx-depth. Known keys: "
+            f"{', '.join(sorted({*defaults, *fixed}))}."
         )
     for key, value in fixed.items():
         if key in data and data[key] != value:

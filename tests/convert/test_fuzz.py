@@ -3,25 +3,32 @@
 Run as a script, this file is the child process, in which a crash, a hang or a leak of one reader can be told.
 """
 
+import os
+import pickle
 import random
 import resource
+import struct
 import subprocess
 import sys
-import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import mlx.core as mx
 import pytest
-from mlx_depth_convert.sources import gguf, torch_pickle
+from mlx_depth_convert.sources import gguf as gguf_source
+from mlx_depth_convert.sources import torch_pickle
 from support import require, seeded
 
 from mlx_depth.checkpoint import _load_file, write_safetensors
 from mlx_depth.errors import MlxDepthError
 
-ROUNDS = {"zip": 4000, "legacy": 3000, "safetensors": 2000, "gguf": 1000}
+ROUNDS = {"pickle": 4000, "zip": 2000, "legacy": 1500, "safetensors": 1500, "gguf": 1000}
 MAX_GROWTH = 64 << 20  # bytes; the files have less than 5 kB, and a hostile size in them is at least 2 GB
 SECONDS = 60
+
+STORAGES = (24, 12)  # bytes of those in the seed pickles
 
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "subprocess.Popen", "socket.connect")
 HOSTILE = (
@@ -31,21 +38,7 @@ HOSTILE = (
     b"(X\x0c\x00\x00\x00touch canaryios\nsystem\n",
 )
 INTERESTING = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\xff" * 7 + b"\x7f", b"\xff" * 8)
-TEXT = (
-    b"0",
-    b"-1",
-    b"9999999999",
-    b"18446744073709551616",
-    b"1e9",
-    b"null",
-    b"[",
-    b"]",
-    b"{",
-    b"}",
-    b'"',
-    b",",
-    b"F8_E5M2",
-)
+TEXT = (*(bytes([code]) for code in b'[]{}",09'), b"-1", b"9999999999", b"18446744073709551616", b"1e9", b"F8_E5M2")
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:
@@ -81,8 +74,18 @@ def read_torch(path: Path) -> None:
         assert lazy.read().shape == lazy.shape
 
 
+def read_pickle(path: Path) -> None:
+    """A damaged pickle in a sound archive, so that the damage is not met before the pickle is."""
+    archive = path.with_suffix(".archive")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/data.pkl", path.read_bytes())
+        for key, size in enumerate(STORAGES):
+            file.writestr(f"a/data/{key}", bytes(size))
+    read_torch(archive)
+
+
 def read_gguf(path: Path) -> None:
-    for lazy in gguf.read(path).tensors.values():
+    for lazy in gguf_source.read(path).tensors.values():
         assert lazy.read().shape == lazy.shape
 
 
@@ -91,6 +94,7 @@ def read_safetensors(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], None]] = {
+    "pickle": read_pickle,
     "zip": read_torch,
     "legacy": read_torch,
     "safetensors": read_safetensors,
@@ -100,12 +104,13 @@ READERS: dict[str, Callable[[Path], None]] = {
 
 def fuzz(name: str, folder: Path) -> None:
     """Read damaged copies of the seed files; anything but an error of ours ends the process."""
-    reader, seeds = READERS[name], [path.read_bytes() for path in sorted(folder.glob(f"{name}-*"))]
-    for path in sorted(folder.glob(f"{name}-*")):
+    reader, paths = READERS[name], sorted(folder.glob(f"*.{name}"))
+    seeds = [path.read_bytes() for path in paths]
+    for path in paths:
         reader(path)
     sys.addaudithook(refuse_actions)
     rng = random.Random(name)
-    target = folder / f"damaged-{name}"
+    target = folder / f"damaged.{name}"
     refused = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(ROUNDS[name]):
@@ -117,7 +122,6 @@ def fuzz(name: str, folder: Path) -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < MAX_GROWTH, f"memory grew by {grown}"
     assert refused > ROUNDS[name] // 2, f"only {refused} refused: are the files damaged at all?"
-    sys.stdout.write(f"{refused} of {ROUNDS[name]} refused\n")
 
 
 def refuse_actions(event: str, arguments: tuple[object, ...]) -> None:
@@ -126,26 +130,35 @@ def refuse_actions(event: str, arguments: tuple[object, ...]) -> None:
         sys.exit(3)
 
 
+def legacy(code: bytes, storages: list[bytes], sizes: tuple[int, int]) -> bytes:
+    """The older format around a pickle; torch would use the storages' addresses as keys, which change with each run."""
+    head = (torch_pickle.LEGACY_MAGIC, torch_pickle.LEGACY_PROTOCOL, {"little_endian": True})
+    raw = [struct.pack("<q", len(raw) // size) + raw for raw, size in zip(storages, sizes, strict=True)]
+    return b"".join([*(pickle.dumps(value, 2) for value in head), code, pickle.dumps(["0", "1"], 2), *raw])
+
+
 def write_seeds(folder: Path) -> None:
     torch = require("reference", "torch")
-    import gguf as package
-
+    torch.manual_seed(0)
     linear = torch.nn.Linear(3, 2).state_dict()
     values = torch.arange(6.0).reshape(2, 3)
     tree = {"model": {"module.a": values.t(), "module.b": torch.nn.Parameter(values.bfloat16())}, "epoch": 1}
     for number, (content, protocol) in enumerate([(linear, 2), (tree, 2), (tree, 4)]):
-        torch.save(content, folder / f"zip-{number}", pickle_protocol=protocol)
-        options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": False}
-        torch.save(content, folder / f"legacy-{number}", **options)
+        torch.save(content, folder / f"{number}.zip", pickle_protocol=protocol)
+        with zipfile.ZipFile(folder / f"{number}.zip") as file:
+            code, storages = file.read(f"{number}/data.pkl"), [file.read(f"{number}/data/{key}") for key in "01"]
+        (folder / f"{number}.legacy").write_bytes(legacy(code, storages, (4, 2 if content is tree else 4)))
+        if content is tree:
+            (folder / f"{number}.pickle").write_bytes(code)
     arrays = {"a": mx.arange(6.0).reshape(2, 3), "b": mx.ones((2,), mx.bfloat16), "c": mx.zeros((0, 3), mx.float16)}
-    write_safetensors(folder / "safetensors-0", arrays, {"format": "pt"})
-    write_safetensors(folder / "safetensors-1", {"weight": mx.arange(40.0)}, {})
-    writer = package.GGUFWriter(folder / "gguf-0", "x")
+    write_safetensors(folder / "0.safetensors", arrays, {"format": "pt"})
+    write_safetensors(folder / "1.safetensors", {"weight": mx.arange(40.0)}, {})
+    writer = gguf.GGUFWriter(folder / "0.gguf", "x")
     writer.add_array("list", [1, 2, 3])
     writer.add_array("words", ["a", "b"])
     writer.add_tensor("a", seeded("a", (2, 3)))
-    q8_0 = package.GGMLQuantizationType.Q8_0
-    writer.add_tensor("q", package.quants.quantize(seeded("q", (2, 32)), q8_0), raw_dtype=q8_0)
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor("q", gguf.quants.quantize(seeded("q", (2, 32)), q8_0), raw_dtype=q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -159,29 +172,33 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def child(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, timeout=SECONDS, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize("name", list(READERS))
 def test_damaged_files_only_raise_our_errors(name: str, seeds: Path) -> None:
-    paths = [str(Path(__file__).parents[1]), *sys.path]
-    code = f"import sys; sys.path[:] = {paths!r}; sys.argv = [{__file__!r}, {name!r}, {str(seeds)!r}]; "
-    code += f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=seeds, timeout=SECONDS, capture_output=True, text=True, check=False
-    )
+    done = child([__file__, name, str(seeds)], seeds)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (seeds / "canary").exists()
 
 
 def test_the_audit_sees_code_that_runs(tmp_path: Path) -> None:
     """The guard is real: an ordinary unpickler on the first hostile snippet trips it."""
-    code = f"import sys; sys.path[:] = {[str(Path(__file__).parents[1]), *sys.path]!r}; import runpy, pickle; "
-    code += f"space = runpy.run_path({__file__!r}, run_name='guard'); sys.addaudithook(space['refuse_actions']); "
-    code += "pickle.loads(bytes([128, 2]) + space['HOSTILE'][0] + b'.')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    code = f"""
+import pickle, runpy, sys
+here = runpy.run_path({__file__!r})
+sys.addaudithook(here["refuse_actions"])
+pickle.loads(bytes([128, 2]) + here["HOSTILE"][0] + b".")
+"""
+    done = child(["-c", code], tmp_path)
     assert (done.returncode, "pickle.find_class" in done.stderr) == (3, True)
     assert not (tmp_path / "canary").exists()
 
 
 if __name__ == "__main__":
-    start = time.monotonic()
     fuzz(sys.argv[1], Path(sys.argv[2]))
-    sys.stdout.write(f"{time.monotonic() - start:.1f} s\n")

@@ -101,7 +101,10 @@ def test_unwraps_training_checkpoints_and_says_what_it_skipped(tmp_path: Path, o
     }
     source = read(saved(tmp_path / "a.pth", {"state_dict": content}, options))
     assert list(source.tensors) == ["weight", "bias"]
-    assert source.metadata == {"unwrapped": ["state_dict", "model"], "skipped": []}
+    assert source.metadata == {
+        "unwrapped": ["state_dict", "model"],
+        "skipped": ["optimizer", "epoch", "best", "device", "dtype"],
+    }
     np.testing.assert_array_equal(np.array(source.tensors["weight"].read()), network.weight.detach().numpy())
 
 
@@ -371,7 +374,8 @@ def test_archives_that_torch_never_writes(tmp_path: Path) -> None:
         ],
         "appears twice": [repack_with(path, "a/data/0")],
         "is compressed": [lambda: repacked(path, compression=zipfile.ZIP_DEFLATED)],
-        "is encrypted": [lambda: encrypted(path)],
+        "is encrypted": [lambda: with_entry(path, 8, b"\x01")],
+        "lies outside the file": [lambda: with_entry(path, 42, b"\xf0\xff\xff\xff")],
         "2 data.pkl": [repack_with(path, "b/data.pkl")],
         "0 data.pkl": [lambda: repacked(path, rename=lambda name: name.replace("data.pkl", "code.pkl"))],
         "unknown byte order": [lambda: repacked(path, change={"byteorder": lambda _: b"middle"})],
@@ -387,11 +391,12 @@ def repack_with(path: Path, name: str) -> Callable[[], Path]:
     return lambda: repacked(path, add=((name, b"x"),))
 
 
-def encrypted(path: Path) -> Path:
+def with_entry(path: Path, at: int, value: bytes) -> Path:
+    """The archive with bytes of the directory's first entry replaced."""
     raw = bytearray(path.read_bytes())
-    entry = raw.index(b"PK\x01\x02")
-    raw[entry + 8] |= 1
-    out = path.with_name("encrypted.pth")
+    start = raw.index(b"PK\x01\x02") + at
+    raw[start : start + len(value)] = value
+    out = path.with_name("patched.pth")
     out.write_bytes(raw)
     return out
 

@@ -1,7 +1,10 @@
 """The door to coremltools: the one place that imports it, late, quietly and with a clear error."""
 
+import contextlib
 import functools
+import io
 import logging
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,3 +49,10 @@ def coremltools() -> Any:
         logger.disabled = False
     logger.setLevel(logging.ERROR)
     return module
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep coremltools' progress bars off stderr."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

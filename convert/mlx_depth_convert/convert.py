@@ -1,0 +1,236 @@
+"""Any checkpoint to a folder in our own format, smaller if wished, and proved."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from mlx_depth import hub
+from mlx_depth.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    Quantization,
+    expand_checkpoint,
+    packable_layers,
+    quantize_checkpoint,
+    write_checkpoint,
+)
+from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.predictor import resolve_dtype
+from mlx_depth.registry import ModelSpec
+from mlx_depth.weights import check_complete
+from mlx_depth_convert.opening import Origin, open_checkpoint
+from mlx_depth_convert.report import Report
+from mlx_depth_convert.verify import verify as verify_model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Bits of most layers, and of those in the first and last blocks, which matter most."""
+
+    bits: int
+    edge_bits: int
+    edge_blocks: int
+
+
+RECIPES = {"mixed-4-8": Recipe(4, 8, 2), "mixed-4-6": Recipe(4, 6, 2), "mixed-6-8": Recipe(6, 8, 2)}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made."""
+
+    path: Path
+    spec: ModelSpec
+    skipped: tuple[str, ...]  # layers whose width the group size does not divide
+    report: Report | None  # of the verification, where one was asked for
+    url: str | None  # where it was uploaded
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    quantize: int | None = None,
+    group_size: int = 64,
+    recipe: str | None = None,
+    verify: bool = False,
+    push_to_hub: str | None = None,
+) -> Path:
+    """Write a checkpoint as a folder that ``mlx_depth.load`` reads; one source always gives the same bytes.
+
+    Args:
+        source: Registry name, Hub repository ``owner/name[@revision]``, folder, or a ``.safetensors``, ``.pth``,
+            ``.pt``, ``.bin``, ``.ckpt`` or ``.gguf`` file.
+        out: The folder to make; it must not exist.
+        model: Registry name of the model, where the tensors alone do not tell it (V1, V2 and metric weights have the
+            same ones); None: recognised.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the floating-point tensors; None: as in the source,
+            and float16 beside quantized layers. A quantized source is expanded to it.
+        quantize: 8, 6 or 4 bits for the backbone's linear layers.
+        group_size: Weights that share a scale: 32, 64 or 128.
+        recipe: Name of a mix of bits from ``RECIPES``, instead of ``quantize``.
+        verify: Compare the result with the source, stage by stage.
+        push_to_hub: Repository ``owner/name`` to upload the folder to.
+    Returns:
+        ``out``.
+    Raises:
+        OptionError: If an argument cannot work, or ``out`` exists.
+        ModelNotFoundError: If there is no such source, or the Hub cannot be reached.
+        CheckpointError: If the source is damaged, unknown or not the named model, or the verification fails.
+        SaveError: If ``out`` cannot be written.
+
+    Proved by ``tests/convert/test_convert.py`` and ``tests/convert/test_bad_inputs.py``.
+    """
+    done = convert_and_report(
+        source,
+        out,
+        model=model,
+        dtype=dtype,
+        quantize=quantize,
+        group_size=group_size,
+        recipe=recipe,
+        verify=verify,
+        push_to_hub=push_to_hub,
+    )
+    if done.report is not None and not done.report.passed:
+        raise CheckpointError(
+            f"{done.path} drifts from its source at {done.report.first_drift}: "
+            "run mlx-depth verify for the table, or quantize less."
+        )
+    return done.path
+
+
+def convert_and_report(
+    source: str | Path,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    quantize: int | None = None,
+    group_size: int = 64,
+    recipe: str | None = None,
+    verify: bool = False,
+    push_to_hub: str | None = None,
+    progress: bool = False,
+) -> Conversion:
+    """``convert`` with all that there is to say about the result.
+
+    Args:
+        progress: Show progress bars on stderr; the others as for ``convert``.
+    Returns:
+        The conversion. A failed verification is in its report, and keeps the folder from being uploaded.
+    """
+    out = Path(out).expanduser()
+    _check_options(out, quantize, group_size, recipe, push_to_hub)
+    target = DTYPES[dtype] if dtype in DTYPES else resolve_dtype(dtype) if dtype is not None else None
+    with open_checkpoint(source, model=model, progress=progress) as (checkpoint, origin):
+        spec = checkpoint.spec
+        check_complete(checkpoint.family.build(spec.config), expand_checkpoint(checkpoint).weights)
+        packed, skipped = _shrunk(checkpoint, target, quantize, group_size, recipe)
+        if packed.quantization is not None and checkpoint.quantization is None and target is None:
+            target = mx.float16
+        if packed is not checkpoint:
+            checkpoint.weights.clear()  # or they would stay in memory once they are read
+        facts = {"id": origin.id, "revision": origin.revision, "sha256": origin.sha256()}
+        with tqdm(total=len(packed.weights), unit="tensor", disable=not progress) as bar:
+            write_checkpoint(
+                packed,
+                out,
+                source=facts,
+                card=_card(packed, origin),
+                dtype=target,
+                release=True,
+                on_tensor=lambda _: bar.update(),
+            )
+    report = verify_model(out, against=source, progress=progress) if verify else None
+    passed = report is None or report.passed
+    message = f"Convert {origin.id} with mlx-depth"
+    url = hub.upload_folder(out, push_to_hub, message=message) if push_to_hub is not None and passed else None
+    return Conversion(out, spec, tuple(skipped), report, url)
+
+
+def _check_options(
+    out: Path, quantize: int | None, group_size: int, recipe: str | None, push_to_hub: str | None
+) -> None:
+    if out.exists():
+        raise OptionError(f"{out} exists: choose another folder, or remove it first.")
+    if quantize is not None and recipe is not None:
+        raise OptionError("--quantize and --recipe exclude each other: give one of them.")
+    if recipe is not None and recipe not in RECIPES:
+        raise OptionError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
+    Quantization(quantize if quantize is not None else 8, group_size)
+    if push_to_hub is not None:
+        hub.check_repo(push_to_hub)
+
+
+def _shrunk(
+    checkpoint: Checkpoint, dtype: mx.Dtype | None, quantize: int | None, group_size: int, recipe: str | None
+) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint as it is to be stored, and the layers that were to be packed and cannot be."""
+    if quantize is None and recipe is None:
+        return (checkpoint if dtype is None else expand_checkpoint(checkpoint)), []
+    if checkpoint.quantization is not None:
+        raise OptionError(
+            f"{checkpoint.spec.name} is quantized already: convert its float checkpoint, or expand it first with "
+            "--dtype float32."
+        )
+    packable, skipped = packable_layers(checkpoint, group_size)
+    if recipe is not None:
+        quantization = _mixed(RECIPES[recipe], packable, group_size)
+    else:
+        quantization = Quantization(quantize or 0, group_size)
+    return quantize_checkpoint(checkpoint, quantization), skipped
+
+
+def _mixed(recipe: Recipe, paths: list[str], group_size: int) -> Quantization:
+    blocks = {path: int(number.group(1)) for path in paths if (number := re.search(r"\.(\d+)\.", path))}
+    edge = max(blocks.values(), default=0) + 1 - recipe.edge_blocks
+    at_edge = [path for path, block in blocks.items() if block < recipe.edge_blocks or block >= edge]
+    return Quantization(recipe.bits, group_size, dict.fromkeys(at_edge, recipe.edge_bits))
+
+
+def _card(checkpoint: Checkpoint, origin: Origin) -> str:
+    """The folder's README.md, as the Hub shows it."""
+    spec = checkpoint.spec
+    front: dict[str, Any] = {
+        "license": (spec.licence or "other").lower(),
+        "library_name": "mlx-depth",
+        "pipeline_tag": "depth-estimation",
+        "tags": "[mlx, depth-estimation]",
+    }
+    if origin.on_hub:
+        front["base_model"] = origin.id
+    lines = "\n".join(f"{key}: {value}" for key, value in front.items())
+    revision = f" at {origin.revision}" if origin.revision else ""
+    return f"""---
+{lines}
+---
+# {spec.name} for MLX
+
+Converted from `{origin.id}`{revision} with mlx-depth.
+
+- Depth: {spec.depth_kind.description}
+- Weights: {_precision(checkpoint.quantization)}
+- Licence: {spec.licence or "unknown, see the source"}{"" if spec.commercial else "; check it before commercial use"}
+
+```python
+import mlx_depth
+
+result = mlx_depth.predict("photo.jpg", model="path/to/this/folder/")
+result.save("depth.png")
+```
+"""
+
+
+def _precision(quantization: Quantization | None) -> str:
+    if quantization is None:
+        return "not quantized"
+    mixed = sorted({quantization.bits, *quantization.layers.values()})
+    bits = " and ".join(str(bits) for bits in mixed)
+    return f"linear layers of the backbone in {bits} bits, groups of {quantization.group_size}"

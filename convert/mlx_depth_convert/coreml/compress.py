@@ -1,0 +1,76 @@
+"""Smaller weights: 8-bit integers by channel, or a palette of 64 or 256 values for each tensor."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_depth_convert.coreml import tools
+
+FLOAT_PREFIXES = ("patch_embed", "position_add", "lead_tokens")  # embeddings: small, and every error in them stays
+MIN_VALUES = 2048  # smaller tensors are not worth an extra operation
+BINS, ROUNDS = 4096, 40
+
+
+def compress_weights(model: Any, compress: str) -> Any:
+    """Compress a model's weights, but not its embeddings.
+
+    Args:
+        model: coremltools' ``MLModel``, not compressed.
+        compress: One of ``options.COMPRESSIONS``.
+    Returns:
+        A new ``MLModel``; the same input gives the same bytes.
+
+    Proved by ``tests/coreml/test_compress.py``.
+    """
+    optimize = tools.coremltools().optimize.coreml
+    if compress == "int8":
+        rule = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=MIN_VALUES)
+        apply = optimize.linear_quantize_weights
+    else:
+        size = 2 ** int(compress.removeprefix("palette"))
+        rule = optimize.OpPalettizerConfig(
+            mode="custom", lut_function=lambda weight: palette(weight, size), weight_threshold=MIN_VALUES
+        )
+        apply = optimize.palettize_weights
+    with tools.quiet(), np.errstate(divide="ignore", invalid="ignore"):  # a channel of zeros has the scale zero
+        names = optimize.get_weights_metadata(model, weight_threshold=MIN_VALUES)
+        kept = dict.fromkeys(name for name in names if name.startswith(FLOAT_PREFIXES))
+        return apply(model, optimize.OptimizationConfig(global_config=rule, op_name_configs=kept))
+
+
+def palette(values: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+    """Cluster the values of a tensor in one dimension (Lloyd, 1982), deterministically.
+
+    Args:
+        values: Any shape, float16 or float32.
+        size: Number of entries, at most 256.
+    Returns:
+        The entries, rising, ``(size,)`` in the type of ``values``, and the nearest one's index for each value, flat.
+
+    Proved by ``tests/coreml/test_compress.py``.
+    """
+    flat = values.ravel()
+    points, counts = np.unique(flat.astype(np.float16).astype(np.float64), return_counts=True)
+    entries = _spread(points, counts, size)
+    total, weighted = (np.concatenate([[0.0], np.cumsum(array)]) for array in (counts, counts * points))
+    previous = None
+    for _ in range(ROUNDS):
+        bounds = np.searchsorted(points, (entries[1:] + entries[:-1]) / 2)
+        if previous is not None and np.array_equal(bounds, previous):
+            break
+        previous = bounds
+        first, last = np.concatenate([[0], bounds]), np.concatenate([bounds, [len(points)]])
+        members = total[last] - total[first]
+        means = (weighted[last] - weighted[first]) / np.maximum(members, 1)
+        entries = np.sort(np.where(members > 0, means, entries))
+    table = entries.astype(values.dtype)
+    middles = (table[1:].astype(np.float64) + table[:-1]) / 2
+    return table, np.searchsorted(middles, flat.astype(np.float64)).astype(np.uint8)
+
+
+def _spread(points: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float64]:
+    """First entries, as dense as the cube root of the values' density: near the optimum (Panter and Dite, 1951)."""
+    density, edges = np.histogram(points, bins=BINS, weights=counts)
+    mass = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
+    return np.interp((np.arange(size) + 0.5) / size * mass[-1], mass, edges)

@@ -1,0 +1,308 @@
+"""DINOv2 and a DPT head as a Core ML graph, one fixed input size a function.
+
+Two layouts. ``ane``: tokens are (1, C, 1, S) and linear layers 1×1 convolutions, as Apple's "Deploying Transformers on
+the Apple Neural Engine" (2022) advises. ``gpu``: tokens are (1, S, C). Maps are (1, C, h, w) in both.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.colormaps import colormap_table
+from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
+from mlx_depth.registry import ModelSpec
+from mlx_depth.result import DepthKind
+from mlx_depth_convert.coreml import fold
+from mlx_depth_convert.coreml.fold import Array, Layer, Weights
+from mlx_depth_convert.coreml.options import ExportOptions, Size
+
+Var = Any  # coremltools' symbolic tensor
+Map = tuple[Var, Size]  # (1, C, h, w) and its (h, w)
+
+IMAGE, DEPTH, COLORS = "image", "depth", "colors"
+COLOR_SEGMENTS = 32  # straight pieces of a colour map: at most 2 of 255 away from its 256 entries
+SMALLEST_RANGE = 2.0**-14  # smallest normal float16: a constant depth gives zeros, not a division by zero
+FLOOR_MARGIN = 1e-4  # Core ML floors size × factor, which must not fall one pixel short
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """Writes the operations of one function into the builder ``mb`` (coremltools' ``mil.Builder``)."""
+
+    mb: Any
+    spec: ModelSpec
+    weights: Weights
+    options: ExportOptions
+
+    @property
+    def backbone(self) -> DINOv2Config:
+        backbone: DINOv2Config = self.spec.config.backbone
+        return backbone
+
+    @property
+    def head(self) -> DPTConfig:
+        head: DPTConfig = self.spec.config.head
+        return head
+
+    def outputs(self, image: Var, size: Size) -> list[Var]:
+        """8-bit RGB as floats, (1, 3, H, W), to depth (1, 1, H, W) and, if asked for, colours (1, 3, H, W)."""
+        patch = self.backbone.patch_size
+        grid_size = (size[0] // patch, size[1] // patch)
+        tapped = self.transformer(self.embed(image, grid_size))
+        fused = self.fuse([self.reassemble(x, level, grid_size) for level, x in enumerate(tapped)])
+        value = self.read_out(fused, size)
+        near = None
+        if self.options.output == "normalized" or self.options.colormap is not None:
+            near = self.nearness(value, DEPTH if self.options.output == "normalized" else "nearness")
+        depth = near if self.options.output == "normalized" else value
+        return [depth] if self.options.colormap is None else [depth, self.colors(near, self.options.colormap)]
+
+    # Backbone
+
+    def embed(self, image: Var, grid_size: Size) -> Var:
+        """Image to tokens on the scaled residual stream."""
+        offset, layer = fold.fold_pixels(self.spec.processor, self.weights)
+        x = self.mb.mul(x=image, y=np.float32(fold.PIXEL_SCALE), name="pixels_scaled")
+        x = self.mb.add(x=x, y=offset.reshape(1, 3, 1, 1), name="pixels")
+        x = self.convolve(x, layer, "patch_embed", stride=self.backbone.patch_size)
+        x = self.to_tokens(x, grid_size)
+        positions = fold.fold_positions(self.backbone, self.weights, grid_size)
+        x = self.mb.add(x=x, y=self.token_constant(positions), name="position_add")
+        lead = self.mb.const(val=self.token_constant(fold.fold_tokens(self.backbone, self.weights)), name="lead_tokens")
+        return self.mb.concat(values=[lead, x], axis=self.token_axis, name="tokens")
+
+    def transformer(self, x: Var) -> list[Var]:
+        """Tokens to the normalised patch tokens of the tapped layers."""
+        tapped: list[Var] = []
+        for index in range(max(self.backbone.out_layers) + 1):
+            x = self.block(x, index)
+            if index in self.backbone.out_layers:
+                tapped.append(self.norm(x, f"tap{len(tapped)}_norm"))
+        return tapped
+
+    def block(self, x: Var, index: int) -> Var:
+        sdpa = self.options.attention == "sdpa"
+        block = fold.fold_block(self.backbone, self.weights, index, softmax_scale=not sdpa)
+        name = f"block{index}"
+        y = self.norm(x, f"{name}_norm1")
+        query, key, value = (
+            self.to_heads(self.linear(y, layer, f"{name}_{part}"), f"{name}_{part}_heads")
+            for part, layer in (("query", block.query), ("key", block.key), ("value", block.value))
+        )
+        y = self.from_heads(self.attend(query, key, value, name), f"{name}_merged")
+        x = self.mb.add(x=x, y=self.linear(y, block.out, f"{name}_out"), name=f"{name}_attended")
+        y = self.mlp(self.norm(x, f"{name}_norm2"), block.mlp, name)
+        return self.mb.add(x=x, y=y, name=name)
+
+    def mlp(self, x: Var, layers: tuple[Layer, ...], name: str) -> Var:
+        if self.backbone.swiglu:
+            gate, up, down = layers
+            activated = self.mb.silu(x=self.linear(x, gate, f"{name}_gate"), name=f"{name}_silu")
+            hidden = self.mb.mul(x=activated, y=self.linear(x, up, f"{name}_up"), name=f"{name}_hidden")
+            return self.linear(hidden, down, f"{name}_down")
+        fc1, fc2 = layers
+        hidden = self.mb.gelu(x=self.linear(x, fc1, f"{name}_fc1"), mode="EXACT", name=f"{name}_gelu")
+        return self.linear(hidden, fc2, f"{name}_fc2")
+
+    def attend(self, query: Var, key: Var, value: Var, name: str) -> Var:
+        if self.options.attention == "sdpa":
+            return self.attend_sdpa(query, key, value, name)
+        if self.options.attention == "batched":
+            return self.attend_heads(query, key, value, name)
+        heads = self.backbone.num_heads
+        queries, keys, values = (
+            self.mb.split(x=x, num_splits=heads, axis=1, name=f"{name}_{part}_split")
+            for x, part in ((query, "query"), (key, "key"), (value, "value"))
+        )
+        attended = [
+            self.attend_heads(q, k, v, f"{name}_head{index}")
+            for index, (q, k, v) in enumerate(zip(queries, keys, values, strict=True))
+        ]
+        return self.mb.concat(values=attended, axis=1, name=f"{name}_heads")
+
+    def attend_heads(self, query: Var, key: Var, value: Var, name: str) -> Var:
+        """(1, heads, d, S) each for ``ane``, (1, heads, S, d) for ``gpu``; so is the result."""
+        ane = self.is_ane
+        scores = self.mb.matmul(x=query, y=key, transpose_x=ane, transpose_y=not ane, name=f"{name}_scores")
+        attention = self.mb.softmax(x=scores, axis=-1, name=f"{name}_softmax")
+        if ane:
+            return self.mb.matmul(x=value, y=attention, transpose_y=True, name=f"{name}_attention")
+        return self.mb.matmul(x=attention, y=value, name=f"{name}_attention")
+
+    def attend_sdpa(self, query: Var, key: Var, value: Var, name: str) -> Var:
+        if self.is_ane:
+            query, key, value = (
+                self.mb.transpose(x=x, perm=[0, 1, 3, 2], name=f"{name}_{part}_rows")
+                for x, part in ((query, "query"), (key, "key"), (value, "value"))
+            )
+        y = self.mb.scaled_dot_product_attention(query=query, key=key, value=value, name=f"{name}_attention")
+        return self.mb.transpose(x=y, perm=[0, 1, 3, 2], name=f"{name}_columns") if self.is_ane else y
+
+    # What differs between the layouts
+
+    @property
+    def is_ane(self) -> bool:
+        return self.options.layout == "ane"
+
+    @property
+    def token_axis(self) -> int:
+        return 3 if self.is_ane else 1
+
+    def token_constant(self, rows: Array) -> Array:
+        """(S, C) → (1, C, 1, S) or (1, S, C)."""
+        return np.ascontiguousarray(rows.T)[None, :, None] if self.is_ane else rows[None]
+
+    def to_tokens(self, x: Var, grid_size: Size) -> Var:
+        count, dims = grid_size[0] * grid_size[1], self.backbone.embed_dim
+        if self.is_ane:
+            return self.mb.reshape(x=x, shape=[1, dims, 1, count], name="patches")
+        x = self.mb.reshape(x=x, shape=[1, dims, count], name="patch_columns")
+        return self.mb.transpose(x=x, perm=[0, 2, 1], name="patches")
+
+    def to_map(self, x: Var, grid_size: Size, name: str) -> Var:
+        """Tokens without the leading ones → (1, C, gh, gw)."""
+        begin = [0, 0, 0, 0] if self.is_ane else [0, 0, 0]
+        begin[self.token_axis] = 1 + self.backbone.num_register_tokens
+        x = self.mb.slice_by_index(
+            x=x, begin=begin, end=[0] * len(begin), end_mask=[True] * len(begin), name=f"{name}_patches"
+        )
+        if not self.is_ane:
+            x = self.mb.transpose(x=x, perm=[0, 2, 1], name=f"{name}_columns")
+        return self.mb.reshape(x=x, shape=[1, self.backbone.embed_dim, *grid_size], name=f"{name}_map")
+
+    def norm(self, x: Var, name: str) -> Var:
+        axis = 1 if self.is_ane else 2
+        return self.mb.layer_norm(x=x, axes=[axis], epsilon=np.float32(fold.STREAM_EPS), name=name)
+
+    def linear(self, x: Var, layer: Layer, name: str) -> Var:
+        if self.is_ane:
+            return self.mb.conv(x=x, weight=layer.weight[:, :, None, None], bias=layer.bias, name=name)
+        return self.mb.linear(x=x, weight=layer.weight, bias=layer.bias, name=name)
+
+    def to_heads(self, x: Var, name: str) -> Var:
+        heads = self.backbone.num_heads
+        dims = self.backbone.embed_dim // heads
+        if self.is_ane:
+            return self.mb.reshape(x=x, shape=[1, heads, dims, x.shape[3]], name=name)
+        x = self.mb.reshape(x=x, shape=[1, x.shape[1], heads, dims], name=f"{name}_split")
+        return self.mb.transpose(x=x, perm=[0, 2, 1, 3], name=name)
+
+    def from_heads(self, x: Var, name: str) -> Var:
+        dims = self.backbone.embed_dim
+        if self.is_ane:
+            return self.mb.reshape(x=x, shape=[1, dims, 1, x.shape[3]], name=name)
+        x = self.mb.transpose(x=x, perm=[0, 2, 1, 3], name=f"{name}_rows")
+        return self.mb.reshape(x=x, shape=[1, x.shape[1], dims], name=name)
+
+    # Head
+
+    def reassemble(self, x: Var, level: int, grid_size: Size) -> Map:
+        name, path = f"reassemble{level}", f"head.reassemble.{level}"
+        x = self.convolve(
+            self.to_map(x, grid_size, name), fold.fold_projection(self.weights, level), f"{name}_projection"
+        )
+        resampling, (h, w) = RESAMPLINGS[level], grid_size
+        if resampling in ("up4", "up2"):
+            factor = int(resampling[-1])
+            layer = fold.transposed_convolution(self.weights, f"{path}.resample")
+            x = self.mb.conv_transpose(
+                x=x, weight=layer.weight, bias=layer.bias, strides=[factor, factor], name=f"{name}_resample"
+            )
+            h, w = h * factor, w * factor
+        elif resampling == "down2":
+            layer = fold.convolution(self.weights, f"{path}.resample")
+            x = self.convolve(x, layer, f"{name}_resample", stride=2, pad=1)
+            h, w = (h + 1) // 2, (w + 1) // 2
+        adapt = fold.convolution(self.weights, f"{path}.adapt")
+        return self.convolve(x, adapt, f"{name}_adapt", pad=1), (h, w)
+
+    def fuse(self, maps: list[Map]) -> Map:
+        """Merge maps, finest first, from coarse to fine."""
+        levels = list(reversed(maps))
+        h, w = levels[-1][1]
+        sizes = [size for _, size in levels[1:]] + [(2 * h, 2 * w)]
+        path, path_size = levels[0]
+        for level, size in enumerate(sizes):
+            if level > 0:
+                refined = self.residual_unit(levels[level][0], level, 1)
+                path = self.mb.add(x=path, y=refined, name=f"fusion{level}_add")
+            path = self.residual_unit(path, level, 2)
+            # Upstream grows before this 1×1 convolution; interpolation weights sum to one, so they commute.
+            path = self.convolve(
+                path, fold.convolution(self.weights, f"head.fusion.{level}.projection"), f"fusion{level}_projection"
+            )
+            path, path_size = self.grow(path, path_size, size, f"fusion{level}"), size
+        return path, path_size
+
+    def residual_unit(self, x: Var, level: int, unit: int) -> Var:
+        name, path = f"fusion{level}_unit{unit}", f"head.fusion.{level}.residual_conv_unit{unit}"
+        y = x
+        for conv in ("conv1", "conv2"):
+            y = self.mb.relu(x=y, name=f"{name}_{conv}_relu")
+            y = self.convolve(y, fold.convolution(self.weights, f"{path}.{conv}"), f"{name}_{conv}", pad=1)
+        return self.mb.add(x=x, y=y, name=name)
+
+    def grow(self, x: Var, size: Size, to: Size, name: str) -> Var:
+        if size == to:
+            return x
+        factors = [(wanted + FLOOR_MARGIN) / side for wanted, side in zip(to, size, strict=True)]
+        return self.mb.upsample_bilinear(
+            x=x,
+            scale_factor_height=np.float32(factors[0]),
+            scale_factor_width=np.float32(factors[1]),
+            align_corners=True,
+            name=f"{name}_grown",
+        )
+
+    def read_out(self, fused: Map, size: Size) -> Var:
+        """The fused map to depth in the unit of the model, (1, 1, H, W)."""
+        name = "nearness_raw" if self.options.output == "normalized" else DEPTH
+        x = self.convolve(fused[0], fold.convolution(self.weights, "head.conv1"), "head_conv1", pad=1)
+        x = self.grow(x, fused[1], size, "head")
+        x = self.convolve(x, fold.convolution(self.weights, "head.conv2"), "head_conv2", pad=1)
+        x = self.mb.relu(x=x, name="head_relu")
+        x = self.convolve(x, fold.convolution(self.weights, "head.conv3"), "head_conv3")
+        if self.head.activation == "relu":
+            return self.mb.relu(x=x, name=name)
+        x = self.mb.sigmoid(x=x, name="head_sigmoid")
+        return self.mb.mul(x=x, y=np.float32(self.head.max_depth), name=name)
+
+    def nearness(self, value: Var, name: str) -> Var:
+        """``DepthResult.normalized``: 0..1 over the image, 1 = nearest."""
+        low = self.mb.reduce_min(x=value, axes=[1, 2, 3], keep_dims=True, name="smallest")
+        high = self.mb.reduce_max(x=value, axes=[1, 2, 3], keep_dims=True, name="largest")
+        span = self.mb.sub(x=high, y=low, name="range")
+        span = self.mb.maximum(x=span, y=np.float32(SMALLEST_RANGE), name="range_positive")
+        if self.spec.depth_kind is DepthKind.RELATIVE_INVERSE:
+            above = self.mb.sub(x=value, y=low, name="above_smallest")
+        else:
+            above = self.mb.sub(x=high, y=value, name="below_largest")
+        return self.mb.real_div(x=above, y=span, name=name)
+
+    def colors(self, near: Var, colormap: str) -> Var:
+        """Nearness to RGB 0..255: how much of each straight piece of the map is passed, then the pieces' sum."""
+        count = COLOR_SEGMENTS
+        knots = color_knots(colormap)
+        rise = Layer(np.full((count, 1, 1, 1), count, np.float32), -np.arange(count, dtype=np.float32))
+        steps = np.diff(knots, axis=0).T  # (3, segments)
+        x = self.convolve(near, rise, "color_position")
+        x = self.mb.clip(x=x, alpha=np.float32(0), beta=np.float32(1), name="color_pieces")
+        x = self.convolve(x, Layer(np.ascontiguousarray(steps[:, :, None, None]), knots[0]), "color_sum")
+        return self.mb.clip(x=x, alpha=np.float32(0), beta=np.float32(255), name=COLORS)
+
+    def convolve(self, x: Var, layer: Layer, name: str, *, stride: int = 1, pad: int = 0) -> Var:
+        bias = {} if layer.bias is None else {"bias": layer.bias}
+        return self.mb.conv(
+            x=x, weight=layer.weight, strides=[stride, stride], pad_type="custom", pad=[pad] * 4, name=name, **bias
+        )
+
+
+def color_knots(colormap: str) -> Array:
+    """The colour map at equal steps of nearness: ``(COLOR_SEGMENTS + 1, 3)``, 0..255."""
+    table = colormap_table(colormap).astype(np.float64)
+    entries = np.linspace(0, len(table) - 1, COLOR_SEGMENTS + 1)
+    return np.stack(
+        [np.interp(entries, np.arange(len(table)), table[:, channel]) for channel in range(3)], axis=1
+    ).astype(np.float32)

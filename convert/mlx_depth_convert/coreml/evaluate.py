@@ -1,0 +1,331 @@
+"""Runs a saved package in numpy: the graph that Core ML reads, without Core ML.
+
+The program is read back with coremltools' ``milproto`` loader, an internal API that nothing else here touches.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_depth.errors import CheckpointError
+from mlx_depth_convert.coreml import tools
+
+Array = npt.NDArray[np.float32]
+Values = Mapping[str, Any]  # an operation's inputs: arrays, constants and lists of them; no absent optional ones
+
+
+@dataclass(frozen=True)
+class Program:
+    """A package that was read back: its description, and a graph by function name."""
+
+    description: Any  # protobuf ModelDescription
+    functions: dict[str, Any]  # coremltools' Function
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self.description.metadata.userDefined)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a function gave."""
+
+    outputs: dict[str, Array]
+    largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # operation type → largest value, and where
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be said of a function without running it."""
+
+    operations: dict[str, int]  # by type, the most frequent first
+    float32: list[str]  # names of the operations that compute in float32, casts left out
+    largest_rank: int
+    largest_side: int
+
+
+def read_package(path: Path) -> Program:
+    """Read a package back from disk.
+
+    Args:
+        path: A ``.mlpackage``.
+    Returns:
+        Its program.
+    Raises:
+        CheckpointError: If it is no package that coremltools can read.
+        OptionError: If coremltools is missing.
+
+    Proved by ``tests/coreml/test_evaluate.py``.
+    """
+    ct = tools.coremltools()
+    from coremltools.converters.mil.frontend.milproto.load import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        load,
+    )
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
+
+    if not (path / "Manifest.json").is_file():
+        raise CheckpointError(f"{path} is no Core ML package: name a folder that ends in .mlpackage.")
+    try:
+        spec = ct.utils.load_spec(str(path))
+        weights = path / "Data/com.apple.CoreML/weights"
+        program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=str(weights))
+    except (DecodeError, RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): export it again.") from error
+    order = [function.name for function in spec.description.functions] or list(program.functions)
+    return Program(spec.description, {name: program.functions[name] for name in order})
+
+
+def run_function(function: Any, image: npt.NDArray[np.uint8], *, float16: bool) -> Run:
+    """Compute a function's outputs.
+
+    Args:
+        function: One of ``Program.functions``.
+        image: RGB uint8 ``(H, W, 3)``, exactly the function's size.
+        float16: Round each result that the package declares as float16; otherwise all arithmetic is in float32, and
+            what differs from the original is the graph and its stored weights alone.
+    Returns:
+        The outputs, float32, by name, and the largest magnitude of each type of operation.
+
+    The semantics of coremltools' MIL operations; proved by ``tests/coreml/test_evaluate.py``.
+    """
+    (name,) = function.inputs
+    known = {function.inputs[name].name: image.astype(np.float32).transpose(2, 0, 1)[None]}
+    uses = Counter(var.name for operation in function.operations for var in _flat_inputs(operation))
+    uses.update(var.name for var in function.outputs)
+    largest: dict[str, tuple[float, str]] = {}
+    for operation in function.operations:
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow shows in the figures
+            results = _evaluate(operation, known)
+        for var, result in zip(operation.outputs, results, strict=True):
+            known[var.name] = _rounded(result, var) if float16 else result
+            if not _is_constant(operation):
+                peak = float(np.nan_to_num(np.abs(known[var.name]).max(), nan=np.inf))
+                largest[operation.op_type] = max(largest.get(operation.op_type, (0.0, "")), (peak, var.name))
+        _forget(operation, known, uses)
+    return Run({var.name: known[var.name] for var in function.outputs}, largest)
+
+
+def read_structure(function: Any) -> Structure:
+    """Count a function's operations, and find what keeps it off the Neural Engine: float32, rank, length of a side."""
+    computing = [operation for operation in function.operations if not _is_constant(operation)]
+    shapes = [var.shape for operation in computing for var in operation.outputs]
+    return Structure(
+        operations=dict(Counter(operation.op_type for operation in computing).most_common()),
+        float32=[op.name for op in computing if op.op_type != "cast" and _type_name(op.outputs[0]) == "fp32"],
+        largest_rank=max(len(shape) for shape in shapes),
+        largest_side=max(max(shape) for shape in shapes),
+    )
+
+
+def _is_constant(operation: Any) -> bool:
+    return operation.op_type == "const" or operation.op_type.startswith("constexpr_")
+
+
+def _type_name(var: Any) -> str:
+    return str(tools.coremltools().converters.mil.mil.types.builtin_to_string(var.dtype))
+
+
+def _rounded(result: Any, var: Any) -> Any:
+    if _type_name(var) != "fp16":
+        return result
+    with np.errstate(over="ignore"):  # as above
+        return result.astype(np.float16).astype(np.float32)
+
+
+def _flat_inputs(operation: Any) -> list[Any]:
+    found: list[Any] = []
+    for value in operation.inputs.values():
+        found.extend(value if isinstance(value, (list, tuple)) else [value])
+    return [var for var in found if var is not None]
+
+
+def _forget(operation: Any, known: dict[str, Any], uses: Counter[str]) -> None:
+    """Free what no later operation reads."""
+    for var in _flat_inputs(operation):
+        uses[var.name] -= 1
+        if uses[var.name] == 0:
+            known.pop(var.name, None)
+
+
+def _evaluate(operation: Any, known: Mapping[str, Any]) -> list[Any]:
+    if _is_constant(operation):
+        return [_constant(operation)]
+    if operation.op_type not in HANDLERS:
+        raise CheckpointError(
+            f"the operation {operation.name} is of the type {operation.op_type}, which the evaluator does not know: "
+            f"it knows {', '.join(sorted(HANDLERS))}."
+        )
+    inputs = {key: _lookup(var, known) for key, var in operation.inputs.items() if var is not None}
+    result = HANDLERS[operation.op_type](inputs)
+    return result if isinstance(result, list) else [result]
+
+
+def _constant(operation: Any) -> Any:
+    if operation.op_type == "const":
+        return _widened(operation.outputs[0].val)
+    return _widened(operation.materialized_val_inference())
+
+
+def _widened(value: Any) -> Any:
+    if getattr(value, "dtype", None) == np.float16:
+        return np.asarray(value, np.float32)
+    return value
+
+
+def _lookup(var: Any, known: Mapping[str, Any]) -> Any:
+    if isinstance(var, (list, tuple)):
+        return [_lookup(item, known) for item in var]
+    return known[var.name]
+
+
+def _conv(v: Values) -> Array:
+    """Sums products over the kernel's positions; groups and dilations are not used by our graphs."""
+    weight, (sy, sx) = v["weight"], v["strides"]
+    if v["groups"] != 1 or any(dilation != 1 for dilation in v["dilations"]):
+        raise CheckpointError("a convolution has groups or dilations, which the evaluator does not know.")
+    x = v["x"]
+    if v["pad_type"] == "custom":
+        top, bottom, left, right = v["pad"]
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    kh, kw = weight.shape[2:]
+    height, width = (x.shape[2] - kh) // sy + 1, (x.shape[3] - kw) // sx + 1
+    total = np.zeros((weight.shape[0], height * width), np.float32)
+    for dy in range(kh):
+        for dx in range(kw):
+            window = x[0, :, dy : dy + sy * (height - 1) + 1 : sy, dx : dx + sx * (width - 1) + 1 : sx]
+            total += weight[:, :, dy, dx] @ window.reshape(len(window), -1)
+    if "bias" in v:
+        total += v["bias"][:, None]
+    return total.reshape(1, -1, height, width)
+
+
+def _conv_transpose(v: Values) -> Array:
+    """Blocks side by side: the stride is the kernel's size in our graphs."""
+    weight, x = v["weight"], v["x"][0]
+    inner, outer, kh, kw = weight.shape
+    if tuple(v["strides"]) != (kh, kw) or any(v["pad"]):
+        raise CheckpointError("a transposed convolution overlaps or pads, which the evaluator does not know.")
+    blocks = weight.reshape(inner, -1).T @ x.reshape(inner, -1)
+    height, width = x.shape[1:]
+    blocks = blocks.reshape(outer, kh, kw, height, width).transpose(0, 3, 1, 4, 2)
+    result = blocks.reshape(1, outer, height * kh, width * kw)
+    return result + v["bias"][:, None, None] if "bias" in v else result
+
+
+def _linear(v: Values) -> Array:
+    y: Array = v["x"] @ v["weight"].T
+    return y + v["bias"] if "bias" in v else y
+
+
+def _matmul(v: Values) -> Array:
+    x = v["x"].swapaxes(-1, -2) if v["transpose_x"] else v["x"]
+    y = v["y"].swapaxes(-1, -2) if v["transpose_y"] else v["y"]
+    product: Array = x @ y
+    return product
+
+
+def _softmax(v: Values) -> Array:
+    x = np.exp(v["x"] - v["x"].max(axis=v["axis"], keepdims=True))
+    total: Array = x / x.sum(axis=v["axis"], keepdims=True)
+    return total
+
+
+def _attention(v: Values) -> Array:
+    scale = v["query"].shape[-1] ** -0.5
+    scores = v["query"] @ v["key"].swapaxes(-1, -2) * np.float32(scale)
+    weights: Array = _softmax({"x": scores, "axis": -1}) @ v["value"]
+    return weights
+
+
+def _layer_norm(v: Values) -> Array:
+    if "gamma" in v or "beta" in v:
+        raise CheckpointError("a LayerNorm has an affine, which the evaluator does not know: it is folded away.")
+    x, axes = v["x"], tuple(int(axis) for axis in v["axes"])
+    centred = x - x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
+    variance = np.square(centred).mean(axis=axes, keepdims=True, dtype=np.float64)
+    y: Array = centred * (1 / np.sqrt(variance + float(v["epsilon"]))).astype(np.float32)
+    return y
+
+
+def _gelu(v: Values) -> Array:
+    if v["mode"] != "EXACT":
+        raise CheckpointError(f"a GELU is of the mode {v['mode']}, which the evaluator does not know.")
+    x = v["x"]
+    erf = np.array(mx.erf(mx.array(x * np.float32(0.5**0.5)), stream=mx.cpu))
+    y: Array = x * (erf + np.float32(1)) * np.float32(0.5)
+    return y
+
+
+def _sigmoid(v: Values) -> Array:
+    y: Array = 1 / (1 + np.exp(-v["x"]))  # an overflowing exponential gives 0
+    return y
+
+
+def _upsample_bilinear(v: Values) -> Array:
+    x = v["x"]
+    for axis, factor in ((2, v["scale_factor_height"]), (3, v["scale_factor_width"])):
+        x = _interpolate(x, axis, int(np.floor(x.shape[axis] * factor)), bool(v["align_corners"]))
+    return x
+
+
+def _interpolate(x: Array, axis: int, size: int, align_corners: bool) -> Array:
+    side = x.shape[axis]
+    position = np.arange(size, dtype=np.float64)
+    points = position * ((side - 1) / max(size - 1, 1)) if align_corners else (position + 0.5) * (side / size) - 0.5
+    points = np.clip(points, 0, side - 1)
+    first = np.minimum(points.astype(np.int64), max(side - 2, 0))
+    second = np.minimum(first + 1, side - 1)
+    shape = [1] * x.ndim
+    shape[axis] = size
+    share = (points - first).astype(np.float32).reshape(shape)
+    low, high = np.take(x, first, axis=axis), np.take(x, second, axis=axis)
+    y: Array = low + (high - low) * share
+    return y
+
+
+def _slice(v: Values) -> Array:
+    closed = [False] * v["x"].ndim
+    bounds = zip(v["begin"], v["end"], v.get("begin_mask", closed), v.get("end_mask", closed), strict=True)
+    part: Array = v["x"][
+        tuple(
+            slice(None if open_begin else int(begin), None if open_end else int(end))
+            for begin, end, open_begin, open_end in bounds
+        )
+    ]
+    return part
+
+
+HANDLERS: dict[str, Callable[[Values], Any]] = {
+    "add": lambda v: v["x"] + v["y"],
+    "cast": lambda v: v["x"],  # types round results in run_function
+    "clip": lambda v: np.clip(v["x"], v["alpha"], v["beta"]),
+    "concat": lambda v: np.concatenate(v["values"], axis=int(v["axis"])),
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "gelu": _gelu,
+    "layer_norm": _layer_norm,
+    "linear": _linear,
+    "matmul": _matmul,
+    "maximum": lambda v: np.maximum(v["x"], v["y"]),
+    "mul": lambda v: v["x"] * v["y"],
+    "real_div": lambda v: v["x"] / v["y"],
+    "reduce_max": lambda v: v["x"].max(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
+    "reduce_min": lambda v: v["x"].min(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
+    "relu": lambda v: np.maximum(v["x"], np.float32(0)),
+    "reshape": lambda v: v["x"].reshape(tuple(v["shape"])),
+    "scaled_dot_product_attention": _attention,
+    "sigmoid": _sigmoid,
+    "silu": lambda v: v["x"] * _sigmoid(v),
+    "slice_by_index": _slice,
+    "softmax": _softmax,
+    "split": lambda v: np.split(v["x"], int(v["num_splits"]), axis=int(v["axis"])),
+    "sub": lambda v: v["x"] - v["y"],
+    "transpose": lambda v: v["x"].transpose(tuple(v["perm"])),
+    "upsample_bilinear": _upsample_bilinear,
+}

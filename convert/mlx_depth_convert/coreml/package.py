@@ -1,0 +1,258 @@
+"""Graph to package: conversion, compression, several functions in one, metadata, and the same bytes every time."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mlx_depth import hub
+from mlx_depth.checkpoint import Checkpoint, _dequantized
+from mlx_depth.predictor import fetch
+from mlx_depth.registry import ModelSpec, find_model
+from mlx_depth.result import DepthKind
+from mlx_depth_convert.coreml import tools
+from mlx_depth_convert.coreml.compress import compress_weights
+from mlx_depth_convert.coreml.emit_dinov2_dpt import COLORS, DEPTH, IMAGE, Emitter
+from mlx_depth_convert.coreml.fold import Weights
+from mlx_depth_convert.coreml.options import (
+    DEFAULT_SIZES,
+    ExportOptions,
+    Size,
+    SizeRequest,
+    check_options,
+    package_path,
+)
+
+Read = tuple[Checkpoint, str | None]  # and the Hub's commit
+
+METADATA = "mlx_depth."  # prefix of our keys in the package's user-defined metadata
+MAIN = "main"
+_DATA = Path("Data/com.apple.CoreML")
+_MODEL_ITEM, _WEIGHTS_ITEM = "3F1B8A52-6C0D-5E7A-9B44-0D5C2E8F7A10", "C2A7D9E4-1B35-5F68-8E02-7A9F4B6C3D21"
+
+
+@dataclass(frozen=True)
+class _Job:
+    spec: ModelSpec
+    weights: Weights
+    revision: str | None
+    options: ExportOptions
+
+
+def export_coreml(
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    sizes: SizeRequest | Iterable[SizeRequest] = DEFAULT_SIZES,
+    precision: str = "float16",
+    target: str | None = None,
+    attention: str = "auto",
+    output: str | None = None,
+    colormap: str | None = None,
+    compress: str | None = None,
+    layout: str = "ane",
+    name: str | None = None,
+) -> Path:
+    """Write a model as a Core ML package: an 8-bit RGB image in, a depth image out.
+
+    Args:
+        model: As ``source`` of ``mlx_depth.load``, or a checkpoint that was read already.
+        out: The package to write, ``….mlpackage``, or a folder to write it in.
+        sizes: One or more of ``options.SIZES``, ``"HxW"`` or ``(height, width)`` in pixels, multiples of 14. Several
+            become one package with a function each, the first being the default; the weights are shared.
+        precision: ``"float16"`` (the Neural Engine takes nothing else) or ``"float32"``.
+        target: Oldest system that can run it, one of ``options.TARGETS``; None: iOS 17 and macOS 14, or iOS 18 and
+            macOS 15 where several sizes or ``sdpa`` need them.
+        attention: ``"split"`` by head, ``"batched"`` heads, ``"sdpa"`` (one operation; crashes of it are on record), or
+            ``"auto"``: split for small and base models in the layout ``ane``, else batched.
+        output: ``"normalized"`` (0..1 over the image, 1 = nearest), ``"raw"`` (the network's inverse depth, comparable
+            between the frames of a video) or ``"metric"`` (metres); None: metres if the model gives them, else
+            normalized.
+        colormap: One of ``mlx_depth.colormaps.COLORMAPS``: adds a second output, the painted depth.
+        compress: ``"int8"``, ``"palette8"`` or ``"palette6"``: weights of 8 or 6 bits; None: as ``precision``.
+        layout: ``"ane"`` for the Neural Engine, ``"gpu"`` for the GPU.
+        name: Base name of the package where ``out`` is a folder; Xcode makes a Swift class of it. None: the model's.
+    Returns:
+        Path of the package.
+    Raises:
+        OptionError: If an option cannot work, the package exists, or coremltools is missing: before any work.
+        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
+        CheckpointError: If its files are damaged or not exactly what the model needs.
+
+    Proved by ``tests/coreml/test_package.py``.
+    """
+    spec, read = _find(model)
+    options = check_options(
+        spec,
+        sizes=sizes,
+        precision=precision,
+        target=target,
+        attention=attention,
+        output=output,
+        colormap=colormap,
+        compress=compress,
+        layout=layout,
+    )
+    path = package_path(out, name, spec)
+    tools.coremltools()
+    checkpoint, revision = read()
+    return _write(path, _Job(checkpoint.spec, plain_weights(checkpoint), revision, options))
+
+
+def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]]:
+    """The model's facts, and how to read it: for a published model, facts need no download."""
+    if isinstance(model, Checkpoint):
+        return model.spec, lambda: (model, None)
+    if hub.is_name(model):
+        return find_model(str(model)), lambda: fetch(model)
+    found = fetch(model)
+    return found[0].spec, lambda: found
+
+
+def plain_weights(checkpoint: Checkpoint) -> Weights:
+    """The weights, those of quantized layers expanded when they are used."""
+    if checkpoint.quantization is None:
+        return checkpoint.weights
+    return _dequantized(checkpoint.weights, checkpoint.quantization)
+
+
+def _write(path: Path, job: _Job) -> Path:
+    """Work in a hidden folder beside the package, which appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
+    try:
+        _write_package(scratch / path.name, job, scratch)
+        (scratch / path.name).rename(path)
+    finally:
+        shutil.rmtree(scratch)
+    return path
+
+
+def _write_package(path: Path, job: _Job, scratch: Path) -> None:
+    functions = job.options.sizes
+    if len(functions) == 1:
+        model = _convert(job, *functions.values())
+        spec, weights = model.get_spec(), Path(model.weights_dir)
+    else:
+        spec, weights = _merge({name: _convert(job, size) for name, size in functions.items()}, scratch)
+    _describe(spec, job)
+    _save(path, spec, weights)
+
+
+def _convert(job: _Job, size: Size) -> Any:
+    """One function, as coremltools' ``MLModel``."""
+    ct = tools.coremltools()
+    mil, options = ct.converters.mil, job.options
+    target = getattr(ct.target, options.target)
+    program = mil.Program()
+    image = mil.Builder.placeholder(shape=(1, 3, *size), dtype=mil.mil.types.fp32)
+    with mil.Function({IMAGE: image}, opset_version=target) as function:
+        emitter = Emitter(mil.Builder, job.spec, job.weights, options)
+        function.set_outputs(emitter.outputs(function.inputs[IMAGE], size))
+    program.add_function(MAIN, function)
+    layouts = {DEPTH: ct.colorlayout.GRAYSCALE_FLOAT16, COLORS: ct.colorlayout.RGB}
+    names = [output.name for output in function.outputs]
+    function.set_output_types([ct.ImageType(name=name, color_layout=layouts[name]) for name in names])
+    with tools.quiet():
+        model = ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            compute_precision=getattr(ct.precision, options.precision.upper()),
+            inputs=[ct.ImageType(name=IMAGE, shape=(1, 3, *size), color_layout=ct.colorlayout.RGB)],
+            minimum_deployment_target=target,
+            skip_model_load=True,
+        )
+    return model if options.compress is None else compress_weights(model, options.compress)
+
+
+def _merge(models: dict[str, Any], scratch: Path) -> tuple[Any, Path]:
+    """Several functions in one model; equal weights are stored once."""
+    utils = tools.coremltools().utils
+    merged = scratch / "merged.mlpackage"
+    descriptor = utils.MultiFunctionDescriptor()
+    for name, model in models.items():
+        part = scratch / f"{name}.mlpackage"
+        _save(part, model.get_spec(), Path(model.weights_dir))
+        descriptor.add_function(str(part), src_function_name=MAIN, target_function_name=name)
+    descriptor.default_function_name = next(iter(models))
+    with tools.quiet():
+        utils.save_multifunction(descriptor, str(merged))
+    return utils.load_spec(str(merged)), merged / _DATA / "weights"
+
+
+def _describe(spec: Any, job: _Job) -> None:
+    """Write what a developer reads in Xcode, and what the check reads back."""
+    options, model = job.options, job.spec
+    description = spec.description
+    for function in description.functions or [description]:
+        function.input[0].shortDescription = "The photo in RGB, upright, scaled to fill."
+        function.output[0].shortDescription = depth_text(options.output, model)
+        if options.colormap is not None:
+            function.output[1].shortDescription = f"The depth painted with {options.colormap}: near is its last colour."
+    metadata = description.metadata
+    metadata.Clear()
+    owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
+    metadata.shortDescription = f"{model.name}: {depth_text(options.output, model)}"
+    metadata.author = f"{owner} (weights), mlx-depth (conversion)"
+    metadata.license = model.licence or "unknown: ask the authors of the weights"
+    metadata.versionString = version("mlx-depth")
+    metadata.userDefined.update(
+        {
+            "com.apple.coreml.model.preview.type": "depthEstimation",
+            **{f"{METADATA}{key}": value for key, value in _facts(job).items()},
+        }
+    )
+
+
+def _facts(job: _Job) -> dict[str, str]:
+    options, model = job.options, job.spec
+    max_depth = model.config.max_depth
+    return {
+        "attention": options.attention,
+        "colormap": options.colormap or "",
+        "compress": options.compress or "",
+        "depth_kind": model.depth_kind.value,
+        "layout": options.layout,
+        "max_depth": "" if max_depth is None else str(max_depth),
+        "model": model.name,
+        "output": options.output,
+        "precision": options.precision,
+        "revision": job.revision or "",
+        "unit": "m" if options.output == "metric" else "",
+    }
+
+
+def depth_text(output: str, spec: ModelSpec) -> str:
+    """What the depth output means, in words."""
+    if output == "normalized":
+        return "Depth between 0 and 1 over the image, 1 = nearest."
+    if spec.depth_kind is DepthKind.METRIC:
+        return f"Depth in metres, larger = farther, at most {spec.config.max_depth:g}."
+    return f"{spec.depth_kind.description.capitalize()}, comparable between the frames of a video."
+
+
+def _save(path: Path, spec: Any, weights: Path) -> None:
+    """A package's files. coremltools' own writer draws random identifiers and orders maps by their hash."""
+    data = path / _DATA
+    data.mkdir(parents=True)
+    (data / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
+    shutil.copytree(weights, data / "weights")
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            _MODEL_ITEM: _item("model.mlmodel", "CoreML Model Specification"),
+            _WEIGHTS_ITEM: _item("weights", "CoreML Model Weights"),
+        },
+        "rootModelIdentifier": _MODEL_ITEM,
+    }
+    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
+
+
+def _item(name: str, description: str) -> dict[str, str]:
+    author = "com.apple.CoreML"
+    return {"author": author, "description": description, "name": name, "path": f"{author}/{name}"}

@@ -1,0 +1,230 @@
+"""What happens inside a network: one row a module, with the statistics of its output."""
+
+import csv
+import dataclasses
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_depth.backbones.dinov2 import Block
+from mlx_depth.checkpoint import build_network
+from mlx_depth.errors import OptionError
+from mlx_depth.image import ImageSource, load_image
+from mlx_depth.processor import InputSize
+from mlx_depth.save import atomic_write
+from mlx_depth_convert.opening import open_checkpoint
+from mlx_depth_convert.recorder import recording
+from mlx_depth_convert.verify import generated_picture
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+_BINS, _SURFACE_SIDE = 64, 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module call. The statistics are those of its output."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    min: float
+    max: float
+    mean: float
+    std: float
+    zeros: float  # share of values that are exactly zero
+    parameters: int  # of the module itself, at its first call; those of the modules in it stand in their rows
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """One forward pass."""
+
+    model: str
+    image: str
+    rows: tuple[Row, ...]  # in the order in which the modules start
+    depth: np.ndarray  # (H, W), the network's own size
+    convolutions: int  # Conv2d and ConvTranspose2d that ran, the patch embedding's included
+    blocks: int  # transformer blocks
+    parameters: int
+
+    def as_text(self) -> str:
+        """Aligned columns for a terminal; inner modules are indented."""
+        head = [field.name for field in dataclasses.fields(Row)]
+        cells = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+        return "\n".join([*(line.rstrip() for line in lines), "", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The counts in one line."""
+        return (
+            f"{self.model}: {self.convolutions} convolution layers, {self.blocks} transformer blocks, "
+            f"{self.parameters:,} parameters"
+        )
+
+    def as_csv(self) -> str:
+        """One line a module, numbers in full."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(field.name for field in dataclasses.fields(Row))
+        for row in self.rows:
+            writer.writerow(
+                [*dataclasses.astuple(row)[:2], "x".join(map(str, row.shape)), *dataclasses.astuple(row)[3:]]
+            )
+        return stream.getvalue()
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``json.dumps``; without the depth map."""
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "depth"}
+        return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows]}
+
+
+def inspect_model(
+    model: str | Path,
+    *,
+    image: "ImageSource | None" = None,
+    input_size: InputSize | None = None,
+    progress: bool = False,
+) -> Inspection:
+    """Run a model once in float32 and describe what each of its modules returns.
+
+    Args:
+        model: What ``convert`` takes as source; quantized layers are expanded.
+        image: A photo; None: a generated picture.
+        input_size: As for ``DepthModel.predict``.
+        progress: Show the Hub's progress bar on stderr.
+    Returns:
+        One row for each module that ran, composite ones before those in them.
+    Raises:
+        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
+        CheckpointError: If its files are damaged.
+        ImageError: If the image cannot be read.
+
+    Proved by ``tests/convert/test_inspect.py``.
+    """
+    loaded = load_image(image) if image is not None else None
+    pixels = loaded.pixels if loaded is not None else generated_picture()
+    with open_checkpoint(model, progress=progress) as (checkpoint, origin):
+        network = build_network(checkpoint, dtype=mx.float32, expand=True)
+    pixel_values = checkpoint.spec.processor(pixels, input_size=input_size)
+    modules: dict[str, nn.Module] = {}
+    rows: dict[int, Row] = {}  # by number of the call
+    running: list[int] = []
+    numbers = itertools.count()
+
+    def on_call(path: str, module: nn.Module, _: mx.array, result: Any) -> None:
+        rows[running.pop()] = _row(path, module, result, parameters=path not in modules)
+        modules[path] = module
+
+    with recording(network, on_call, lambda path: running.append(next(numbers))):
+        depth = np.array(network(pixel_values).depth[0])
+    return Inspection(
+        model=origin.id,
+        image="generated picture" if loaded is None else str(loaded.info.source),
+        rows=tuple(rows[number] for number in sorted(rows)),
+        depth=depth,
+        convolutions=sum(isinstance(module, CONVOLUTIONS) for module in modules.values()),
+        blocks=sum(isinstance(module, Block) for module in modules.values()),
+        parameters=_count(network.parameters()),
+    )
+
+
+def plot_depth(depth: np.ndarray, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Draw a depth map's histogram, its middle row and column, and its surface.
+
+    Args:
+        depth: ``(H, W)``, any unit.
+        path: ``.png``, ``.pdf`` or ``.svg``.
+        overwrite: Replace a file that exists.
+    Returns:
+        ``path``.
+    Raises:
+        OptionError: If matplotlib is missing, or the suffix is another.
+        SaveError: If the file exists or cannot be written.
+
+    Proved by ``tests/convert/test_inspect.py``.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise OptionError(f"cannot draw {path}: give a name that ends with {', '.join(PLOT_SUFFIXES)}.")
+    figure = new_figure((12, 8))
+    H, W = depth.shape
+    histogram, row, column = (figure.add_subplot(2, 2, place) for place in (1, 2, 4))
+    histogram.hist(depth.ravel(), bins=_BINS)
+    histogram.set(title="histogram of depth", xlabel="depth", ylabel="pixels")
+    row.plot(depth[H // 2])
+    row.set(title=f"middle row ({H // 2})", xlabel="column", ylabel="depth")
+    column.plot(depth[:, W // 2])
+    column.set(title=f"middle column ({W // 2})", xlabel="row", ylabel="depth")
+    step = max(1, max(H, W) // _SURFACE_SIDE)
+    rows, columns = np.mgrid[0:H:step, 0:W:step]
+    surface = figure.add_subplot(2, 2, 3, projection="3d")
+    surface.plot_surface(columns, -rows, depth[::step, ::step], cmap="viridis", linewidth=0)
+    surface.set(title="surface", xlabel="column", ylabel="−row", zlabel="depth")
+    atomic_write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower()), overwrite=overwrite)
+    return path
+
+
+def new_figure(size: tuple[float, float]) -> Any:
+    """An empty matplotlib figure of a size in inches, without any window system."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError("drawing needs matplotlib: pip install 'mlx-depth[plot]'.") from error
+    return Figure(size, layout="constrained")
+
+
+def _row(path: str, module: nn.Module, result: Any, *, parameters: bool) -> Row:
+    array = _array(result).astype(mx.float32)
+    own = {name: value for name, value in module.items() if isinstance(value, mx.array) and not name.startswith("_")}
+    return Row(
+        path,
+        type(module).__name__,
+        array.shape,
+        _number(array.min()),
+        _number(array.max()),
+        _number(array.mean()),
+        _number(array.var().sqrt()),
+        _number((array == 0).mean()),
+        _count(own) if parameters else 0,
+    )
+
+
+def _number(scalar: mx.array) -> float:
+    return cast(float, scalar.item())
+
+
+def _array(result: Any) -> mx.array:
+    """The last array of what a module returns: of a backbone, the deepest tapped tokens."""
+    while isinstance(result, Sequence):
+        result = result[0] if hasattr(result, "_fields") else result[-1]
+    array: mx.array = result
+    return array
+
+
+def _count(parameters: Any) -> int:
+    arrays = cast(list[tuple[str, mx.array]], tree_flatten(parameters))
+    return sum(array.size for _, array in arrays)
+
+
+def _cells(row: Row) -> list[str]:
+    indent = "  " * row.name.count(".")
+    numbers = [f"{number:.4g}" for number in (row.min, row.max, row.mean, row.std)]
+    return [
+        indent + row.name,
+        row.type,
+        "×".join(map(str, row.shape)),
+        *numbers,
+        f"{row.zeros:.1%}",
+        f"{row.parameters:,}",
+    ]

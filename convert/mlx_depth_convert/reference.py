@@ -1,0 +1,140 @@
+"""The same network in transformers, with the same weights, for comparison."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_depth.checkpoint import Checkpoint, expand_checkpoint
+from mlx_depth.errors import OptionError
+from mlx_depth.models.depth_anything import DepthAnythingConfig
+from mlx_depth.models.family import Stage
+from mlx_depth.weights import apply, to_torch_layout
+
+DIALECT = "transformers"
+
+
+def transformers_network(checkpoint: Checkpoint) -> Any:
+    """Build transformers' model of a checkpoint, its weights mapped back by the family's own table.
+
+    Args:
+        checkpoint: Of any dialect; quantized layers are expanded. Its config must follow transformers' rules.
+    Returns:
+        A ``torch.nn.Module`` in float32.
+    Raises:
+        OptionError: If torch or transformers is missing, or transformers has no such model.
+
+    Proved by ``tests/convert/test_verify.py``.
+    """
+    torch, transformers = _import()
+    config = checkpoint.spec.config
+    if not isinstance(config, DepthAnythingConfig):
+        raise OptionError(f"transformers has no {checkpoint.spec.name}: compare it with its own source (--against).")
+    with torch.device("meta"):
+        network = transformers.DepthAnythingForDepthEstimation(_transformers_config(transformers, config))
+    weights = _plain_weights(checkpoint)
+    state = {}
+    for name, value in network.state_dict().items():
+        parts = [np.array(weights[target]) for target in _targets(checkpoint, name, tuple(value.shape))]
+        state[name] = torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(value.shape)
+    network.load_state_dict(state, assign=True)
+    network.head.max_depth = config.head.max_depth
+    return network.eval()
+
+
+class TransformersSide:
+    """Runs transformers' model on our pixel values and hands out stages in our layout."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.network = transformers_network(checkpoint)
+        self.name = "transformers"
+        self._modules = dict(self.network.named_modules())
+        names = [name for name, _ in self.network.named_parameters() if name.endswith(".weight")]
+        shapes = {name: tuple(value.shape) for name, value in self.network.named_parameters()}
+        targets = {name: _targets(checkpoint, name, shapes[name]) for name in names}
+        self._twins = {found[0]: name for name, found in targets.items() if len(found) == 1}
+
+    def stage_of(self, path: str) -> Stage | None:
+        """The stage that compares one of our layers with its twin here; None where it has none."""
+        twin = self._twins.get(f"{path}.weight")
+        return Stage(path, path, twin.removesuffix(".weight")) if twin is not None else None
+
+    def run(self, pixel_values: mx.array, stages: Sequence[Stage]) -> dict[str, np.ndarray]:
+        """Stage name → values, and the final depth under ``depth``."""
+        import torch
+
+        values: dict[str, np.ndarray] = {}
+
+        def record(stage: Stage) -> Any:
+            def hook(_: Any, arguments: tuple[Any, ...], output: Any) -> None:
+                found = arguments[0] if stage.at == "input" else output
+                values[stage.name] = _our_layout(found[0] if isinstance(found, tuple) else found)
+
+            return hook
+
+        handles = [self._modules[stage.transformers].register_forward_hook(record(stage)) for stage in stages]
+        try:
+            pixels = torch.from_numpy(np.array(pixel_values.transpose(0, 3, 1, 2)))
+            with torch.no_grad():
+                depth = self.network(pixels).predicted_depth.numpy()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {**values, "depth": depth}
+
+
+def _our_layout(tensor: Any) -> np.ndarray:
+    """Maps (B, C, H, W) → (B, H, W, C); tokens stay."""
+    array: np.ndarray = tensor.numpy()
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if array.ndim == 4 else array
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise OptionError(
+            f"comparing with transformers needs it ({error}): pip install 'mlx-depth[reference]'."
+        ) from None
+    return torch, transformers
+
+
+def _transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
+    backbone, head = config.backbone, config.head
+    return transformers.DepthAnythingConfig(
+        backbone_config=transformers.Dinov2Config(
+            hidden_size=backbone.embed_dim,
+            num_hidden_layers=backbone.num_layers,
+            num_attention_heads=backbone.num_heads,
+            mlp_ratio=backbone.mlp_ratio,
+            image_size=backbone.table_size * backbone.patch_size,
+            patch_size=backbone.patch_size,
+            out_indices=[layer + 1 for layer in backbone.out_layers],
+            reshape_hidden_states=False,
+            use_swiglu_ffn=backbone.swiglu,
+        ),
+        patch_size=head.patch_size,
+        reassemble_hidden_size=head.in_dim,
+        neck_hidden_sizes=list(head.out_channels),
+        fusion_hidden_size=head.features,
+        head_hidden_size=head.hidden_channels,
+        depth_estimation_type="metric" if head.activation == "sigmoid" else "relative",
+        max_depth=1,  # the config takes whole metres alone: `transformers_network` sets the number
+    )
+
+
+def _plain_weights(checkpoint: Checkpoint) -> dict[str, mx.array]:
+    plain = {name: array.astype(mx.float32) for name, array in expand_checkpoint(checkpoint).weights.items()}
+    return to_torch_layout(_skeleton(checkpoint), plain)
+
+
+def _targets(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> list[str]:
+    """Our names for a tensor of transformers; none for one that is not used."""
+    return list(apply(checkpoint.family.weights[DIALECT], {name: mx.zeros(shape)}))
+
+
+def _skeleton(checkpoint: Checkpoint) -> nn.Module:
+    return checkpoint.family.build(checkpoint.spec.config)

@@ -1,0 +1,64 @@
+"""Readers of foreign containers: names and layout unchanged, tensors left on disk until they are read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_depth.checkpoint import write_safetensors
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose shape and type are known and whose values are still on disk."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as MLX names it: float32, float16, bfloat16, int64 …
+    bits: Callable[[], np.ndarray]  # reads the values; bfloat16 as uint16, which NumPy has
+
+    def read(self) -> mx.array:
+        """The values, copied from disk into memory."""
+        values = mx.array(self.bits())
+        return values.view(mx.bfloat16) if self.dtype == "bfloat16" else values
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a container holds, under its own names and in its own axis order."""
+
+    tensors: Mapping[str, LazyTensor]
+    metadata: Mapping[str, Any]
+
+
+def stage(source: Source, path: Path) -> None:
+    """Write a source's tensors to a safetensors file, one after the other, so that memory holds one at a time.
+
+    MLX reads that file lazily, which it does for no array made from Python: everything that works on Hub files then
+    works on this source, too.
+
+    Args:
+        source: What a reader returned.
+        path: The file to write.
+
+    Proved by ``tests/convert/test_torch_pickle.py``.
+    """
+    write_safetensors(path, _Arrays(source.tensors), {})
+
+
+class _Arrays(Mapping[str, mx.array]):
+    """Tensors that are read each time they are asked for and never kept."""
+
+    def __init__(self, tensors: Mapping[str, LazyTensor]):
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> mx.array:
+        return self._tensors[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

@@ -1,0 +1,220 @@
+"""GGUF files, as depth-anything.cpp and other ggml programs write them.
+
+The header is read here, with every count checked against the bytes that are there; the ``gguf`` package turns
+quantized blocks into numbers. Format: ``docs/gguf.md`` of ggml.
+"""
+
+import io
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_depth.errors import CheckpointError
+from mlx_depth_convert.sources import LazyTensor, Source
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_HEADER = 16 << 20  # bytes; that of a 700-tensor model takes about 50 kB
+MAX_DIMS, MAX_SIDE = 4, 2**31 - 1  # GGML_MAX_DIMS, and MLX's longest axis
+ALIGNMENT = 32  # where the file does not say otherwise
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How ggml stores numbers: blocks of ``block`` values in ``nbytes`` bytes."""
+
+    name: str
+    block: int
+    nbytes: int
+    dtype: str = "float32"  # of the tensor that is read
+
+    @property
+    def quantized(self) -> bool:
+        return self.block > 1
+
+
+# The types that depth-anything.cpp writes, by their number in ggml's `enum ggml_type`.
+ENCODINGS = {
+    0: _Encoding("F32", 1, 4),
+    1: _Encoding("F16", 1, 2, "float16"),
+    8: _Encoding("Q8_0", 32, 34),
+    12: _Encoding("Q4_K", 256, 144),
+    13: _Encoding("Q5_K", 256, 176),
+    14: _Encoding("Q6_K", 256, 210),
+    30: _Encoding("BF16", 1, 2, "bfloat16"),
+}
+
+
+def read(path: Path) -> Source:
+    """Read a GGUF file's names, shapes and metadata; the values stay on disk.
+
+    Args:
+        path: A little-endian GGUF file, version 2 or 3, with F32, F16, BF16, Q8_0, Q4_K, Q5_K or Q6_K tensors.
+    Returns:
+        The tensors, their axes in PyTorch's order (GGUF lists them reversed), quantized ones as float32; the metadata
+        as plain Python values. ggml drops axes of length 1 in front when it rewrites a file, so a tensor may have
+        fewer axes than its writer gave it.
+    Raises:
+        CheckpointError: If the file is damaged, holds another type, or is quantized and ``gguf`` is not installed.
+
+    Proved by ``tests/convert/test_gguf.py``.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            cursor = _Cursor(file.read(MAX_HEADER))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): check the path.") from error
+    try:
+        metadata, entries = _read_header(cursor)
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"the alignment {alignment!r:.40} is no power of two")
+        start = -(-cursor.tell() // alignment) * alignment
+        tensors = {name: _lazy(path, size, start, entry) for name, entry in entries.items()}
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or no GGUF file ({error}): download it again.") from error
+    if any(entry.encoding.quantized for entry in entries.values()):
+        _dequantizer(path)
+    return Source(tensors, metadata)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    shape: tuple[int, ...]
+    encoding: _Encoding
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) // self.encoding.block * self.encoding.nbytes
+
+
+def _read_header(cursor: "_Cursor") -> tuple[dict[str, Any], dict[str, _Entry]]:
+    if cursor.take(4) != MAGIC:
+        raise ValueError("it does not begin with GGUF")
+    version = cursor.number("<I")
+    if version not in VERSIONS:
+        raise ValueError(f"version {version}; readable are little-endian files of version 2 and 3")
+    tensor_count, value_count = cursor.number("<Q"), cursor.number("<Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(value_count):
+        key = cursor.text()
+        if key in metadata:
+            raise ValueError(f"the key {key!r:.60} appears twice")
+        metadata[key] = cursor.value(cursor.number("<I"))
+    entries: dict[str, _Entry] = {}
+    for _ in range(tensor_count):
+        name = cursor.text()
+        if name in entries:
+            raise ValueError(f"the tensor {name!r:.60} appears twice")
+        entries[name] = _read_entry(cursor, name)
+    return metadata, entries
+
+
+def _read_entry(cursor: "_Cursor", name: str) -> _Entry:
+    rank = cursor.number("<I")
+    if rank > MAX_DIMS:
+        raise ValueError(f"{name!r:.60} has {rank} axes")
+    shape = tuple(reversed([cursor.number("<Q") for _ in range(rank)]))
+    kind = cursor.number("<I")
+    if kind not in ENCODINGS:
+        known = ", ".join(encoding.name for encoding in ENCODINGS.values())
+        raise CheckpointError(
+            f"{name!r:.60} has the ggml type {kind}; readable are {known}. Quantize the float file to one of these."
+        )
+    encoding = ENCODINGS[kind]
+    if max(shape, default=1) > MAX_SIDE or (encoding.quantized and (not shape or shape[-1] % encoding.block)):
+        raise ValueError(f"{name!r:.60} has the shape {shape}, which {encoding.name} cannot store")
+    return _Entry(shape, encoding, cursor.number("<Q"))
+
+
+def _lazy(path: Path, size: int, start: int, entry: _Entry) -> LazyTensor:
+    if start + entry.offset + entry.nbytes > size:
+        raise ValueError("a tensor reaches past the end of the file")
+    return LazyTensor(entry.shape, entry.encoding.dtype, partial(_bits, path, start + entry.offset, entry))
+
+
+def _bits(path: Path, offset: int, entry: _Entry) -> np.ndarray:
+    if 0 in entry.shape:
+        return np.zeros(entry.shape, _numpy_dtype(entry.encoding.dtype))
+    raw = np.memmap(path, np.uint8, "r", offset, (entry.nbytes,))
+    if not entry.encoding.quantized:
+        values = raw.view(_numpy_dtype(entry.encoding.dtype).newbyteorder("<")).reshape(entry.shape)
+        return np.require(values, _numpy_dtype(entry.encoding.dtype), ["C_CONTIGUOUS", "ALIGNED"])
+    rows = np.asarray(raw).reshape(*entry.shape[:-1], -1)
+    return _dequantizer(path)(rows, entry.encoding.name)
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def _dequantizer(path: Path) -> Callable[[np.ndarray, str], np.ndarray]:
+    try:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError as error:
+        raise CheckpointError(f"{path} is quantized: pip install 'mlx-depth[gguf]' to read it.") from error
+    return lambda rows, name: dequantize(rows, GGMLQuantizationType[name])
+
+
+_STRING, _ARRAY = 8, 9
+_SCALARS: Mapping[int, str] = {
+    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f"},
+    **{7: "<?", 10: "<Q", 11: "<q", 12: "<d"},
+}
+
+
+class _Cursor:
+    """The header's bytes, read from front to back and never past their end."""
+
+    def __init__(self, header: bytes):
+        self._stream = io.BytesIO(header)
+        self._size = len(header)
+
+    def tell(self) -> int:
+        """Bytes read so far."""
+        return self._stream.tell()
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if count > self._size - self.tell():
+            raise ValueError("the header is cut short")
+        return self._stream.read(count)
+
+    def number(self, form: str) -> Any:
+        """The next number, in the notation of ``struct``."""
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def text(self) -> str:
+        """The next string."""
+        return self.take(self.number("<Q")).decode()
+
+    def value(self, kind: int) -> Any:
+        """The next metadata value of a type."""
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            return self.array(self.number("<I"), self.number("<Q"))
+        if kind not in _SCALARS:
+            raise ValueError(f"a metadata value of the unknown type {kind}")
+        return self.number(_SCALARS[kind])
+
+    def array(self, kind: int, count: int) -> list[Any]:
+        """An array of strings or numbers; ggml's own reader has no nested ones either."""
+        if kind == _STRING:
+            return [self.text() for _ in range(count)]
+        if kind not in _SCALARS:
+            raise ValueError(f"a metadata array of the unknown type {kind}")
+        form = _SCALARS[kind]
+        raw = self.take(count * struct.calcsize(form))
+        return [value for (value,) in struct.iter_unpack(form, raw)]

@@ -1,0 +1,190 @@
+"""The check finds every mutation of an export, and its report says what a developer needs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from coreml.tiny import changed, tiny
+from mlx_depth_convert.coreml import check_package, export_coreml, fold
+from mlx_depth_convert.coreml.agreement import GATES, Agreement
+from mlx_depth_convert.coreml.check import drawn_image
+from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
+from mlx_depth_convert.coreml.evaluate import read_package, run_function
+from PIL import Image
+from support import correlation, require
+
+from mlx_depth.errors import CheckpointError, ImageError
+
+require("coreml", "coremltools")
+
+SIZE = (70, 98)
+
+
+def _without_layer_scale(monkeypatch, checkpoint):
+    names = [name for name in checkpoint.weights if name.endswith("gamma")]
+    ones = {name.replace(".", "__"): np.ones(64, np.float32) for name in names}
+    return changed(checkpoint, **ones)
+
+
+def _transposed_positions(monkeypatch, checkpoint):
+    original = fold.fold_positions
+
+    def transposed(config, weights, grid_size):
+        gh, gw = grid_size
+        rows = original(config, weights, (gw, gh)).reshape(gw, gh, -1)
+        return np.ascontiguousarray(rows.transpose(1, 0, 2).reshape(gh * gw, -1))
+
+    monkeypatch.setattr(fold, "fold_positions", transposed)
+    return checkpoint
+
+
+def _swapped_query_and_key(monkeypatch, checkpoint):
+    weights = dict(checkpoint.weights)
+    for name in checkpoint.weights:
+        if ".query_proj." in name:
+            other = name.replace("query_proj", "key_proj")
+            weights[name], weights[other] = weights[other], weights[name]
+    return replace(checkpoint, weights=weights)
+
+
+def _corners_not_aligned(monkeypatch, checkpoint):
+    original = Emitter.grow
+
+    def grow(self, x, size, to, name):
+        builder = self.mb
+        upsample = builder.upsample_bilinear
+        monkeypatch.setattr(
+            builder, "upsample_bilinear", lambda **inputs: upsample(**{**inputs, "align_corners": False})
+        )
+        try:
+            return original(self, x, size, to, name)
+        finally:
+            monkeypatch.setattr(builder, "upsample_bilinear", upsample)
+
+    monkeypatch.setattr(Emitter, "grow", grow)
+    return checkpoint
+
+
+def _bgr(monkeypatch, checkpoint):
+    kernel = checkpoint.weights["backbone.patch_embed.proj.weight"]
+    return changed(checkpoint, backbone__patch_embed__proj__weight=kernel[..., ::-1])
+
+
+def _epsilon_of_torch(monkeypatch, checkpoint):
+    monkeypatch.setattr(fold, "STREAM_EPS", 1e-5 * fold.STREAM_SCALE**2)
+    return checkpoint
+
+
+def _epsilon_not_scaled(monkeypatch, checkpoint):
+    monkeypatch.setattr(fold, "STREAM_EPS", 1e-6)
+    return checkpoint
+
+
+STRUCTURAL = [_without_layer_scale, _transposed_positions, _swapped_query_and_key, _corners_not_aligned, _bgr]
+
+
+@pytest.mark.parametrize("mutate", STRUCTURAL)
+def test_a_structural_mutation_fails_in_float16(mutate, tmp_path, monkeypatch):
+    checkpoint = tiny()
+    with monkeypatch.context() as patch:
+        path = export_coreml(mutate(patch, checkpoint), tmp_path, sizes=SIZE)
+    report = check_package(path, checkpoint)
+    assert not report.passed, report
+    assert report.functions[0].float32.error > 100 * GATES["float32"].error
+
+
+@pytest.mark.parametrize("mutate", [_epsilon_of_torch, _epsilon_not_scaled])
+def test_a_wrong_epsilon_fails_in_float32(mutate, tmp_path, monkeypatch):
+    """Rounding to float16 can hide it."""
+    checkpoint = tiny()
+    with monkeypatch.context() as patch:
+        path = export_coreml(mutate(patch, checkpoint), tmp_path, sizes=SIZE, precision="float32")
+    report = check_package(path, checkpoint)
+    assert not report.passed, report
+    assert report.functions[0].float32.error > 10 * GATES["float32"].error
+
+
+def test_swapped_colours_fail(tmp_path, monkeypatch):
+    original = Emitter.colors
+
+    def swapped(self, near, colormap):
+        from mlx_depth_convert.coreml import emit_dinov2_dpt
+
+        knots = emit_dinov2_dpt.color_knots(colormap)[:, ::-1]
+        with monkeypatch.context() as patch:
+            patch.setattr(emit_dinov2_dpt, "color_knots", lambda _: np.ascontiguousarray(knots))
+            return original(self, near, colormap)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Emitter, "colors", swapped)
+        path = export_coreml(tiny(), tmp_path, sizes=SIZE, colormap="turbo")
+    (fault,) = check_package(path, tiny()).faults
+    assert "colours" in fault
+
+
+def test_overflow_in_float16_is_named(tmp_path):
+    kernel = tiny().weights["head.reassemble.0.projection.weight"]
+    checkpoint = changed(tiny(), head__reassemble__0__projection__weight=kernel * 1e5)
+    report = check_package(export_coreml(checkpoint, tmp_path, sizes=SIZE, output="raw"), checkpoint)
+    assert any("beyond float16" in fault and "reassemble0" in fault for fault in report.faults), report
+
+
+def test_wrong_metres_fail_though_they_correlate():
+    agreement = Agreement(error=0.75, correlation=1.0)  # 20 m exported as 5 m
+    assert agreement.faults(GATES["float16"]) == ["the error is 0.75, above 0.02"]
+    assert len(Agreement(float("nan"), float("nan"), float("nan")).faults(GATES["palette6"])) == 3
+
+
+def test_report_tells_what_was_found(tmp_path):
+    report = check_package(export_coreml(tiny(), tmp_path, sizes=[SIZE, (98, 70)], colormap="gray"), tiny())
+    text = str(report)
+    for word in ("size_70x98", "size_98x70", "float32 arithmetic", "simulated float16", "colours", "layer_norm 9"):
+        assert word in text
+    assert "run this command on a Mac" in text
+    facts = json.loads(json.dumps(report.to_dict()))
+    assert facts["passed"] is True
+    assert facts["functions"][0]["float16"]["correlation"] >= 0.9999
+
+
+def test_a_photo_is_stretched_to_each_function(tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(drawn_image((50, 60))).save(photo)
+    path = export_coreml(tiny(), tmp_path, sizes=SIZE, precision="float32")
+    assert check_package(path, tiny(), photo).passed
+    with pytest.raises(ImageError):
+        check_package(path, tiny(), tmp_path / "missing.png")
+
+
+def test_another_model_is_refused(tmp_path):
+    path = export_coreml(tiny(), tmp_path, sizes=SIZE, precision="float32")
+    assert not check_package(path, tiny(position_rule="size")).passed
+    with pytest.raises(CheckpointError, match="name the model that it was made from"):
+        check_package(path, tiny(max_depth=20.0))
+
+
+def test_what_is_no_package_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no Core ML package"):
+        check_package(tmp_path, tiny())
+    path = export_coreml(tiny(), tmp_path, sizes=SIZE)
+    (path / "Data/com.apple.CoreML/model.mlmodel").write_bytes(b"\x08\xff\xffnot a model")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        check_package(path, tiny())
+
+
+def test_drawn_image_uses_all_channels():
+    image = drawn_image((60, 80))
+    assert image.shape == (60, 80, 3)
+    assert image.dtype == np.uint8
+    assert min(image[..., channel].std() for channel in range(3)) > 20
+    assert correlation(image[..., 0], image[..., 2]) < 0.9
+
+
+def test_colours_follow_the_colour_map(tmp_path):
+    """Independent of the check's own colours: entries of the table, as DepthResult paints them."""
+    from mlx_depth.colormaps import colormap_table
+
+    (function,) = read_package(export_coreml(tiny(), tmp_path, sizes=SIZE, colormap="Spectral_r")).functions.values()
+    outputs = run_function(function, drawn_image(SIZE), float16=True).outputs
+    painted = colormap_table("Spectral_r")[(outputs["depth"][0, 0] * 255).astype(np.uint8)]
+    assert np.abs(outputs["colors"][0].transpose(1, 2, 0) - painted).max() <= 8  # an entry's step is up to 5

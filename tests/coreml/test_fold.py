@@ -1,0 +1,87 @@
+"""Folded weights compute what the layers compute that were folded."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from coreml.tiny import tiny
+from mlx_depth_convert.coreml import fold
+from support import relative_error, seeded
+
+from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, Block
+from mlx_depth.nn.patch_embed import PatchEmbed
+
+
+def test_offset_pixels_are_exact_in_float16():
+    offset, _ = fold.fold_pixels(tiny().spec.processor, tiny().weights)
+    pixels = np.arange(256)
+    for value in offset:
+        exact = pixels * fold.PIXEL_SCALE + float(value)
+        halves = (pixels.astype(np.float16) * np.float16(fold.PIXEL_SCALE)) + np.float16(value)
+        assert np.array_equal(halves.astype(np.float64), exact)
+
+
+def test_pixels_and_patch_convolution_equal_the_processor_and_patch_embedding():
+    checkpoint = tiny()
+    image = (np.abs(seeded("pixels", (28, 42, 3))) * 90 % 256).astype(np.uint8)
+    patch_embed = PatchEmbed(64, 14)
+    patch_embed.load_weights(
+        [
+            (name.removeprefix("backbone.patch_embed."), array)
+            for name, array in checkpoint.weights.items()
+            if "patch_embed" in name
+        ]
+    )
+    expected = np.array(patch_embed(checkpoint.spec.processor(image, input_size=(28, 42))))
+
+    offset, layer = fold.fold_pixels(checkpoint.spec.processor, checkpoint.weights)
+    pixels = mx.array(image.astype(np.float32) * fold.PIXEL_SCALE + offset)[None]
+    ours = mx.conv2d(pixels, mx.array(layer.weight.transpose(0, 2, 3, 1)), stride=14) + mx.array(layer.bias)
+    assert relative_error(np.array(ours) / fold.STREAM_SCALE, expected) < 1e-5
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_block_equals_the_mlx_block(swiglu):
+    checkpoint = tiny(swiglu=swiglu)
+    config = checkpoint.spec.config.backbone
+    block = Block(config)
+    prefix = "backbone.blocks.1."
+    block.load_weights(
+        [(name.removeprefix(prefix), array) for name, array in checkpoint.weights.items() if name.startswith(prefix)]
+    )
+    x = seeded("tokens", (1, 9, 64), 0.02)
+    expected = np.array(block(mx.array(x)))[0]
+
+    folded = fold.fold_block(config, checkpoint.weights, 1, softmax_scale=True)
+    stream = x[0].astype(np.float64) * fold.STREAM_SCALE
+    y = _norm(stream)
+    query, key, value = (_heads(_linear(layer, y)) for layer in (folded.query, folded.key, folded.value))
+    scores = np.exp(query @ key.transpose(0, 2, 1))
+    attended = (scores / scores.sum(-1, keepdims=True)) @ value
+    stream = stream + _linear(folded.out, attended.transpose(1, 0, 2).reshape(9, 64))
+    y = _norm(stream)
+    *first, last = (layer for layer in folded.mlp)
+    hidden = [_linear(layer, y) for layer in first]
+    if swiglu:
+        y = hidden[0] / (1 + np.exp(-hidden[0])) * hidden[1]
+    else:
+        y = hidden[0] * 0.5 * (1 + np.array(mx.erf(mx.array(hidden[0].astype(np.float32) / 2**0.5))))
+    stream = stream + _linear(last, y)
+    assert relative_error(stream / fold.STREAM_SCALE, expected) < 1e-5
+
+
+def test_scaled_epsilon_is_no_zero_in_float16():
+    assert np.float16(fold.STREAM_EPS) > 0
+    assert np.float16(fold.STREAM_EPS / 4) == 0  # one power of two more, and it would be
+
+
+def _norm(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + LAYER_NORM_EPS * fold.STREAM_SCALE**2)
+
+
+def _linear(layer, x):
+    return x @ layer.weight.T.astype(np.float64) + layer.bias
+
+
+def _heads(x):
+    return x.reshape(9, 2, 32).transpose(1, 0, 2)

@@ -1,0 +1,159 @@
+"""Requests that cannot work fail before any work, with the next step; no coremltools is needed for that."""
+
+import importlib.metadata
+
+import pytest
+from coreml.tiny import tiny
+from mlx_depth_convert.coreml import export_coreml, options, package, tools
+
+from mlx_depth.errors import ModelNotFoundError, OptionError
+from mlx_depth.registry import MODELS
+
+RELATIVE, METRIC, LARGE = (
+    MODELS["depth-anything-v2-small"],
+    MODELS["depth-anything-v2-metric-outdoor-small"],
+    MODELS["depth-anything-v2-large"],
+)
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Neither reading nor coremltools: they would be work."""
+
+    def fail(*_, **__):
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(package, "fetch", fail)
+    monkeypatch.setattr(tools, "coremltools", fail)
+
+
+BAD = {
+    "not a multiple": ({"sizes": "390x518"}, "nearest that is, is 392x518"),
+    "tiny size": ({"sizes": (3, 518)}, "nearest that is, is 14x518"),
+    "huge size": ({"sizes": "14000x14000"}, "give a smaller one"),
+    "unknown preset": ({"sizes": ["potrait"]}, "did you mean 'portrait'"),
+    "senseless size": ({"sizes": "392 by 518"}, "Give HEIGHTxWIDTH"),
+    "three sides": ({"sizes": [(14, 14, 14)]}, "two whole numbers"),
+    "floating sides": ({"sizes": [(392.0, 518.0)]}, "two whole numbers"),
+    "no sizes": ({"sizes": []}, "no sizes are given"),
+    "repeated size": ({"sizes": ["landscape", "392x518"]}, "given twice"),
+    "metres of relative depth": ({"output": "metric"}, "not metres: choose output 'normalized' or 'raw'"),
+    "unknown output": ({"output": "disparity"}, "choose one of normalized, raw, metric"),
+    "unknown precision": ({"precision": "bfloat16"}, "choose one of float16, float32"),
+    "unknown target": ({"target": "iOS12"}, "choose one of iOS17, macOS14"),
+    "unknown attention": ({"attention": "flash"}, "choose one of auto, split"),
+    "unknown layout": ({"layout": "cpu"}, "choose one of ane, gpu"),
+    "unknown compression": ({"compress": "int4"}, "choose one of int8, palette6, palette8"),
+    "unknown colour map": ({"colormap": "tubro"}, "did you mean 'turbo'"),
+    "several for iOS 17": ({"sizes": ["landscape", "portrait"], "target": "iOS17"}, "needs iOS18 or macOS15"),
+    "sdpa for macOS 14": ({"attention": "sdpa", "target": "macOS14"}, "needs iOS18 or macOS15"),
+    "split for the GPU": ({"attention": "split", "layout": "gpu"}, "choose 'batched' or 'auto'"),
+    "no identifier": ({"name": "my-depth"}, "call it 'MyDepth', say"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_fails_before_any_work(case, no_work, tmp_path):
+    arguments, message = BAD[case]
+    with pytest.raises(OptionError, match=message.replace("(", r"\(")) as caught:
+        export_coreml("depth-anything-v2-small", tmp_path / "out", **arguments)
+    assert str(caught.value).endswith(".")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_model_fails_before_any_work(no_work, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="did you mean"):
+        export_coreml("depth-anything-v2-smal", tmp_path)
+
+
+def test_a_place_that_is_taken_fails_before_any_work(no_work, tmp_path):
+    (tmp_path / "Taken.mlpackage").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="exists: choose another name, or remove it first"):
+        export_coreml("da2-small", tmp_path / "Taken.mlpackage")
+    with pytest.raises(OptionError, match="exists"):
+        export_coreml("da2-small", tmp_path, name="Taken")
+    with pytest.raises(OptionError, match="is not a folder"):
+        export_coreml("da2-small", tmp_path / "file")
+    with pytest.raises(OptionError, match="leave the name out"):
+        export_coreml("da2-small", tmp_path / "Free.mlpackage", name="Free")
+    with pytest.raises(OptionError, match="not a Swift identifier"):
+        export_coreml("da2-small", tmp_path / "2nd.mlpackage")
+
+
+def test_the_raw_output_of_a_metric_model_is_refused(no_work, tmp_path):
+    with pytest.raises(OptionError, match="choose output 'metric'"):
+        export_coreml(METRIC.name, tmp_path, output="raw")
+
+
+@pytest.mark.parametrize("found", [None, "8.3"])
+def test_coremltools_missing_or_untested_is_one_clear_line(found, monkeypatch, tmp_path):
+    def version(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(tools, "version", version)
+    tools.coremltools.cache_clear()
+    try:
+        with pytest.raises(OptionError, match=r"pip install 'mlx-depth\[coreml\]'") as caught:
+            export_coreml(tiny(), tmp_path / "out", sizes=(70, 98))
+    finally:
+        tools.coremltools.cache_clear()
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _check(spec, **changes):
+    defaults = {
+        "sizes": "landscape",
+        "precision": "float16",
+        "target": None,
+        "attention": "auto",
+        "output": None,
+        "colormap": None,
+        "compress": None,
+        "layout": "ane",
+    }
+    return options.check_options(spec, **{**defaults, **changes})
+
+
+def test_what_is_left_open_is_decided():
+    assert _check(RELATIVE).output == "normalized"
+    assert _check(METRIC).output == "metric"
+    assert _check(METRIC, output="normalized").output == "normalized"
+    assert _check(RELATIVE).attention == "split"
+    assert _check(LARGE).attention == "batched"
+    assert _check(RELATIVE, layout="gpu").attention == "batched"
+    assert _check(RELATIVE).target == "iOS17"
+    assert _check(RELATIVE, sizes=["square", "wide"]).target == "iOS18"
+    assert _check(RELATIVE, target="macOS15").target == "iOS18"
+
+
+def test_sizes_are_presets_aspects_or_pixels():
+    sizes = ["4:3", "portrait", "1:1", "16:9", "9:16", "280x364", "14×28", (28, 14)]
+    assert _check(RELATIVE, sizes=sizes).sizes == {
+        "landscape": (392, 518),
+        "portrait": (518, 392),
+        "square": (518, 518),
+        "wide": (294, 518),
+        "tall": (518, 294),
+        "size_280x364": (280, 364),
+        "size_14x28": (14, 28),
+        "size_28x14": (28, 14),
+    }
+    assert _check(RELATIVE, sizes=(70, 98)).sizes == {"size_70x98": (70, 98)}
+    assert _check(RELATIVE, sizes=iter(["square"])).sizes == {"square": (518, 518)}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("depth-anything-v2-small", "DepthAnythingV2Small"),
+        ("owner/some_model.v1@main", "SomeModelV1"),
+        ("7 seas", "Depth7Seas"),
+        ("深度", "Depth"),
+    ],
+)
+def test_swift_names(text, name):
+    assert options.swift_name(text) == name

@@ -1,0 +1,222 @@
+"""Packages of a tiny model under every option: equal to the MLX network, described, complete, reproducible."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from coreml.tiny import tiny
+from mlx_depth_convert.coreml import check_package, export_coreml
+from mlx_depth_convert.coreml.check import drawn_image
+from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
+from mlx_depth_convert.coreml.evaluate import read_package, run_function
+from support import require
+
+from mlx_depth.checkpoint import Quantization, quantize_checkpoint
+from mlx_depth.errors import OptionError
+
+require("coreml", "coremltools")
+
+LANDSCAPE, PORTRAIT = (70, 98), (126, 84)
+
+# name → (what the model is, how it is exported); each changes one thing
+CASES = {
+    "default": ({}, {}),
+    "table size": ({}, {"sizes": "square"}),
+    "batched": ({}, {"attention": "batched"}),
+    "sdpa": ({}, {"attention": "sdpa"}),
+    "gpu": ({}, {"layout": "gpu"}),
+    "gpu sdpa": ({}, {"layout": "gpu", "attention": "sdpa"}),
+    "raw": ({}, {"output": "raw"}),
+    "raw colours": ({}, {"output": "raw", "colormap": "turbo"}),
+    "indoor metres": ({"max_depth": 20.0}, {}),
+    "outdoor normalized": ({"max_depth": 80.0}, {"output": "normalized", "colormap": "magma"}),
+    "other layers": ({"num_layers": 6, "out_layers": (1, 2, 3, 4)}, {}),
+    "transformers' positions": ({"position_rule": "size"}, {}),
+    "registers": ({"num_register_tokens": 4}, {"layout": "gpu"}),
+    "registers, ane": ({"num_register_tokens": 4}, {}),
+    "SwiGLU": ({"swiglu": True}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_package_equals_the_mlx_model(case, tmp_path):
+    model, options = CASES[case]
+    checkpoint = tiny(**model)
+    path = export_coreml(checkpoint, tmp_path, **{"sizes": LANDSCAPE, "precision": "float32", **options})
+    report = check_package(path, checkpoint)
+    assert report.passed, report
+    (function,) = report.functions
+    assert function.float32.error <= 1e-5
+    assert function.structure.largest_rank == 4
+
+
+def test_the_tiny_output_is_alive(tmp_path):
+    """A dead ReLU would make every comparison pass."""
+    path = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE, output="raw")
+    (function,) = read_package(path).functions.values()
+    depth = run_function(function, drawn_image(LANDSCAPE), float16=False).outputs["depth"]
+    assert depth.shape == (1, 1, *LANDSCAPE)
+    assert depth.std() > 0.1 * depth.mean() > 0
+
+
+@pytest.mark.parametrize("layout", ["ane", "gpu"])
+@pytest.mark.parametrize("max_depth", [None, 80.0])
+def test_float16_package_agrees_and_has_no_float32_operation(layout, max_depth, tmp_path):
+    checkpoint = tiny(max_depth=max_depth)
+    report = check_package(export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, layout=layout), checkpoint)
+    assert report.passed, report
+    assert report.functions[0].float16.correlation >= 0.9999
+    assert report.functions[0].structure.float32 == []
+
+
+@pytest.mark.parametrize("compress", ["int8", "palette8", "palette6"])
+def test_compressed_package_agrees_and_is_smaller(compress, tmp_path):
+    checkpoint = tiny()
+    plain = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="Plain")
+    small = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="Small", compress=compress)
+    report = check_package(small, checkpoint)
+    assert report.passed, report
+    assert report.compress == compress
+    assert _weight_bytes(small) < 0.8 * _weight_bytes(plain)
+
+
+def test_several_sizes_are_functions_that_share_their_weights(tmp_path):
+    checkpoint = tiny()
+    one = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="One", precision="float32", colormap="gray")
+    many = export_coreml(
+        checkpoint,
+        tmp_path,
+        sizes=[LANDSCAPE, "126x84", (84, 84)],
+        name="Many",
+        precision="float32",
+        colormap="gray",
+    )
+    report = check_package(many, checkpoint)
+    assert report.passed, report
+    assert [function.size for function in report.functions] == [LANDSCAPE, PORTRAIT, (84, 84)]
+    program = read_package(many)
+    assert program.description.defaultFunctionName == "size_70x98"
+    assert list(program.functions) == ["size_70x98", "size_126x84", "size_84x84"]
+    # The position tables alone differ.
+    tables = 4 * 64 * (5 * 7 + 9 * 6 + 6 * 6)
+    assert _weight_bytes(many) < _weight_bytes(one) + tables + 4096
+
+
+def test_quantized_checkpoint_is_exported_as_what_it_holds(tmp_path):
+    checkpoint = quantize_checkpoint(tiny(), Quantization(bits=8, group_size=32))
+    path = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, precision="float32")
+    assert check_package(path, checkpoint).passed
+    assert not check_package(path, tiny()).passed  # 8 bits are not the original
+
+
+def test_interface_and_metadata_say_what_a_developer_needs(tmp_path):
+    checkpoint = tiny(max_depth=20.0)
+    path = export_coreml(checkpoint, tmp_path / "MyDepth.mlpackage", sizes=[LANDSCAPE, PORTRAIT], colormap="turbo")
+    description = read_package(path).description
+    assert path.name == "MyDepth.mlpackage"
+    for function, (height, width) in zip(description.functions, (LANDSCAPE, PORTRAIT), strict=True):
+        (image,) = function.input
+        depth, colors = function.output
+        assert [image.name, depth.name, colors.name] == ["image", "depth", "colors"]
+        spaces = image.type.imageType.ColorSpace
+        assert spaces.Name(image.type.imageType.colorSpace) == "RGB"
+        assert spaces.Name(depth.type.imageType.colorSpace) == "GRAYSCALE_FLOAT16"
+        assert spaces.Name(colors.type.imageType.colorSpace) == "RGB"
+        for feature in (image, depth, colors):
+            assert (feature.type.imageType.height, feature.type.imageType.width) == (height, width)
+            assert feature.shortDescription
+        assert depth.shortDescription == "Depth in metres, larger = farther, at most 20."
+    metadata = description.metadata
+    assert metadata.license == "Apache-2.0"
+    assert "metres" in metadata.shortDescription
+    facts = dict(metadata.userDefined)
+    assert facts["com.apple.coreml.model.preview.type"] == "depthEstimation"
+    assert facts["mlx_depth.max_depth"] == "20.0"
+    assert facts["mlx_depth.unit"] == "m"
+    assert not any("date" in key for key in facts)
+
+
+def test_relative_depth_says_its_direction(tmp_path):
+    normalized = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE, name="A")
+    raw = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE, name="B", output="raw")
+    assert "1 = nearest" in read_package(normalized).description.output[0].shortDescription
+    assert "larger = nearer" in read_package(raw).description.output[0].shortDescription
+
+
+def test_name_comes_from_the_model(tmp_path):
+    assert export_coreml(tiny(), tmp_path / "new" / "folder", sizes=LANDSCAPE).name == "TinyDepth.mlpackage"
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Emitter, "read_out", fail)
+    with pytest.raises(MemoryError):
+        export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_package_is_kept(tmp_path):
+    path = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
+    before = _digest(path)
+    with pytest.raises(OptionError, match="exists: choose another name"):
+        export_coreml(tiny(), path, sizes=PORTRAIT)
+    assert _digest(path) == before
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from coreml.tiny import tiny
+from mlx_depth_convert.coreml import export_coreml
+path = Path(sys.argv[2], "Many.mlpackage")
+export_coreml(tiny(), path, sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
+"""
+
+
+def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
+    digests = []
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(out)]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
+        digests.append(_digest(out / "Many.mlpackage"))
+    assert digests[0] == digests[1]
+
+
+def test_manifest_names_the_files(tmp_path):
+    path = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
+    manifest = json.loads((path / "Manifest.json").read_text())
+    assert manifest["rootModelIdentifier"] in manifest["itemInfoEntries"]
+    for item in manifest["itemInfoEntries"].values():
+        assert (path / "Data" / item["path"]).exists()
+
+
+def test_revision_and_author_come_from_the_hub(tmp_path, monkeypatch):
+    from mlx_depth_convert.coreml import package
+
+    spec = dataclasses.replace(tiny().spec, hub_id="some-owner/some-model")
+    checkpoint = dataclasses.replace(tiny(), spec=spec)
+    monkeypatch.setattr(package, "fetch", lambda source: (checkpoint, "abc123"))
+    path = export_coreml("some-owner/some-model", tmp_path, sizes=LANDSCAPE)
+    metadata = read_package(path).description.metadata
+    assert metadata.userDefined["mlx_depth.revision"] == "abc123"
+    assert metadata.author.startswith("some-owner (weights)")
+
+
+def _weight_bytes(package: Path) -> int:
+    return (package / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+
+
+def _digest(package: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(path for path in package.rglob("*") if path.is_file()):
+        total.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    return total.hexdigest()

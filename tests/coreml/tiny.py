@@ -1,0 +1,62 @@
+"""Small Depth Anything models whose weights are filled from our own parameter names: no files, no torch."""
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from support import seeded
+
+from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.checkpoint import Checkpoint
+from mlx_depth.heads.dpt import DPTConfig
+from mlx_depth.models.depth_anything import DepthAnythingConfig
+from mlx_depth.processor import Processor
+from mlx_depth.registry import FAMILIES, MODELS, ModelSpec
+
+TINY = DepthAnythingConfig(
+    DINOv2Config(embed_dim=64, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3)),
+    DPTConfig(in_dim=64, features=16, out_channels=(8, 16, 24, 32), hidden_channels=8),
+)
+
+
+def tiny(*, max_depth: float | None = None, **backbone: Any) -> Checkpoint:
+    """A four-layer model; ``backbone`` replaces fields of its backbone's config."""
+    head = TINY.head if max_depth is None else replace(TINY.head, activation="sigmoid", max_depth=max_depth)
+    config = DepthAnythingConfig(replace(TINY.backbone, **backbone), head)
+    return filled(ModelSpec("tiny-depth", "depth_anything", config, Processor(), licence="Apache-2.0"))
+
+
+@functools.lru_cache(maxsize=1)
+def full_size(name: str) -> Checkpoint:
+    """A published model with weights filled from names."""
+    return filled(MODELS[name])
+
+
+def filled(spec: ModelSpec) -> Checkpoint:
+    parameters = tree_flatten(FAMILIES[spec.family].build(spec.config).parameters())
+    return Checkpoint(spec, "mlx", {name: mx.array(weight(name, array.shape)) for name, array in parameters})
+
+
+def changed(checkpoint: Checkpoint, **tensors: Any) -> Checkpoint:
+    """The checkpoint with some tensors replaced; dots of names are written as double underscores."""
+    names = {key.replace("__", "."): mx.array(value) for key, value in tensors.items()}
+    assert names.keys() <= checkpoint.weights.keys()
+    return replace(checkpoint, weights={**checkpoint.weights, **names})
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Products keep their scale, gains stay near one, embeddings are small, so that LayerNorm's epsilon counts."""
+    if name.endswith("gamma"):
+        return 0.3 + seeded(name, shape, 0.05)
+    if "patch_embed" in name or name.endswith(("cls_token", "register_tokens", "pos_embed")):
+        return seeded(name, shape, 0.03 / np.sqrt(np.prod(shape[1:]) if "weight" in name else 1))
+    if len(shape) == 1:
+        return seeded(name, shape, 0.1) + ("norm" in name and name.endswith("weight"))
+    transposed = any(f"reassemble.{level}.resample" in name for level in (0, 1))
+    fan_in = shape[-1] if transposed else int(np.prod(shape[1:]))
+    values = seeded(name, shape, fan_in**-0.5)
+    # A mean above zero in the last convolution keeps the ReLU output alive; the tests assert that it is.
+    return values + fan_in**-0.5 if name == "head.conv3.weight" else values
