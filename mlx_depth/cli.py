@@ -9,8 +9,10 @@ import io
 import json
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,12 @@ from mlx_depth.errors import MlxDepthError
 from mlx_depth.files import DEFAULT_FORMATS, Outcome, Settings, find_images, predict_files, unfinished
 from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load, resolve_dtype
 from mlx_depth.processor import InputSize
+from mlx_depth.ranks import Ranks, join_ranks
 from mlx_depth.registry import ModelSpec, find_model
 from mlx_depth.save import FORMATS
+
+PROGRESS_SECONDS = 10  # between the progress lines of a rank
+_PROGRESS_LINE = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,38 +123,76 @@ def _run_predict(options: argparse.Namespace) -> int:
             _say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_licence(model.spec)}, {settings.dtype}")
         return model
 
+    ranks = join_ranks()
     jobs, failed = find_images(options.paths, recursive=options.recursive, out=out)
-    waiting = unfinished(jobs, out, settings, resume=options.resume, overwrite=options.overwrite)
-    to_do = set(waiting)
-    complete = [Outcome(job.source, tuple(job.files(out, settings.formats))) for job in jobs if job not in to_do]
+    waiting = set(unfinished(jobs, out, settings, resume=options.resume, overwrite=options.overwrite))
+    ranks.check_same(str(job.stem) for job in jobs)  # nobody writes before all have looked at what exists
+    mine = ranks.share(jobs)
+    to_do = [job for job in mine if job in waiting]
+    complete = [Outcome(job.source, tuple(job.files(out, settings.formats))) for job in mine if job not in waiting]
     outcomes = predict_files(
         open_model,
-        waiting,
+        to_do,
         out,
         settings,
         batch_size=options.batch_size,
         overwrite=options.resume or options.overwrite,
     )
-    return _report([*failed, *complete], outcomes, len(waiting), as_json=options.json, show_progress=show_progress)
+    before = [*ranks.share(failed), *complete]
+    code = _report(before, outcomes, len(to_do), ranks, as_json=options.json, show_progress=show_progress)
+    ranks.wait()
+    return code
 
 
 def _report(
-    before: Sequence[Outcome], outcomes: Iterator[Outcome], total: int, *, as_json: bool, show_progress: bool
+    before: Sequence[Outcome],
+    outcomes: Generator[Outcome, None, None],
+    total: int,
+    ranks: Ranks,
+    *,
+    as_json: bool,
+    show_progress: bool,
 ) -> int:
     for outcome in before:
         _print_outcome(outcome, as_json)
     failed = sum(outcome.error is not None for outcome in before)
     skipped = len(before) - failed
     done = 0
-    with tqdm(total=total, unit="image", file=sys.stderr, disable=not (show_progress and total)) as bar:
+    with closing(outcomes), _progress(total, ranks, show_progress) as advance:
         for outcome in outcomes:
             failed += outcome.error is not None
             done += outcome.error is None
             with tqdm.external_write_mode(file=sys.stderr):
                 _print_outcome(outcome, as_json)
-            bar.update()
-    _say(f"{done} done, {skipped} complete before, {failed} failed")
+            advance()
+    _say(f"{ranks.label}{done} done, {skipped} complete before, {failed} failed")
     return 1 if failed else 0
+
+
+@contextmanager
+def _progress(total: int, ranks: Ranks, show: bool) -> Iterator[Callable[[], object]]:
+    """Gives what is called after each image: a bar, or lines where several ranks share one stderr."""
+    if ranks.size > 1:
+        yield _line_by_line(total, ranks.label)
+        return
+    with tqdm(total=total, unit="image", file=sys.stderr, disable=not (show and total)) as bar:
+        yield bar.update
+
+
+def _line_by_line(total: int, label: str) -> Callable[[], None]:
+    start = time.monotonic()
+    due = start
+    done = 0
+
+    def advance() -> None:
+        nonlocal due, done
+        done += 1
+        now = time.monotonic()
+        if now >= due:
+            due = now + PROGRESS_SECONDS
+            _say(label + tqdm.format_meter(done, total, now - start, unit="image", bar_format=_PROGRESS_LINE))
+
+    return advance
 
 
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:

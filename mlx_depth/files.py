@@ -7,7 +7,9 @@ import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,7 @@ from mlx_depth.result import DepthResult
 from mlx_depth.save import FORMATS, atomic_write, save, sidecar
 
 DEFAULT_FORMATS = ("npy", "color")
+WRITING_THREADS = 4  # packing a PNG takes longer than a small network on a GPU
 # What is taken from a folder or a pattern; a file that is named outright may be called anything.
 # fmt: off
 IMAGE_SUFFIXES = frozenset([
@@ -352,8 +355,11 @@ def predict_files(
     *,
     batch_size: int = 1,
     overwrite: bool = False,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Predict images and write their results; a bad image is an outcome, not the end.
+
+    Threads read images ahead of the network and write results behind it. Memory stays bounded: besides the images that
+    ``DepthModel.predict_batch`` holds, no more than ``max(batch_size, WRITING_THREADS)`` results wait to be written.
 
     Args:
         open_model: Gives the model of the settings; not called where no image can be read.
@@ -370,10 +376,10 @@ def predict_files(
     Proved by ``tests/test_cli.py``.
     """
     waiting = deque(jobs)
-    failed: list[Outcome] = []
+    written: deque[Outcome | Future[Outcome]] = deque()
 
     def fail(_: ImageSource, error: ImageError) -> None:
-        failed.append(Outcome(waiting.popleft().source, error=error))
+        written.append(Outcome(waiting.popleft().source, error=error))
 
     def open_checked() -> DepthModel:
         model = open_model()
@@ -387,11 +393,32 @@ def predict_files(
         input_size=settings.input_size,
         on_error=fail,
     )
-    for result in results:
-        yield from failed
-        failed.clear()
-        yield _write(waiting.popleft(), result, out, settings, overwrite)
-    yield from failed
+    with _writers() as writers:
+        for result in results:
+            written.append(writers.submit(_write, waiting.popleft(), result, out, settings, overwrite))
+            yield from _finished(written, at_most=max(batch_size, WRITING_THREADS))
+        yield from _finished(written, at_most=0)
+
+
+@contextmanager
+def _writers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that write results; however it ends, no file is left half-written."""
+    pool = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="mlx-depth-write")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(written: deque[Outcome | Future[Outcome]], *, at_most: int) -> Iterator[Outcome]:
+    """Take the outcomes in order, those that are ready; and wait for others where more than ``at_most`` are left."""
+    while written and (len(written) > at_most or _is_ready(written[0])):
+        outcome = written.popleft()
+        yield outcome.result() if isinstance(outcome, Future) else outcome
+
+
+def _is_ready(outcome: Outcome | Future[Outcome]) -> bool:
+    return isinstance(outcome, Outcome) or outcome.done()
 
 
 def _write(job: Job, result: DepthResult, out: Path, settings: Settings, overwrite: bool) -> Outcome:

@@ -26,7 +26,8 @@ from mlx_depth.registry import MODELS, ModelSpec, find_model
 from mlx_depth.result import DepthResult
 
 DEFAULT_MODEL = "depth-anything-v2-small"
-DECODING_THREADS = 2
+DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
+IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
 WINDOW = 4  # batches' worth of images that may wait for others of their size
 
 OnError = Callable[[ImageSource, ImageError], None]
@@ -109,6 +110,7 @@ class DepthModel:
     def _predict_group(self, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
         """Images of one network size, one batch."""
         _warn_slow()
+        _make_room(tuple(image.info.size for image in images), input_size)
         pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
         depth = self.network(pixel_values.astype(self.dtype)).depth
         full = [
@@ -415,6 +417,16 @@ def _try_load(source: ImageSource) -> LoadedImage | ImageError:
         return load_image(source)
     except ImageError as error:
         return error
+
+
+@functools.lru_cache(maxsize=1)
+def _make_room(sizes: tuple[tuple[int, int], ...], input_size: InputSize | None) -> None:
+    """Runs where the sizes change: gives idle buffers of other sizes back once they are a large part of the memory.
+
+    MLX keeps a freed buffer for the next array of its size; by default it keeps as much as all memory together.
+    """
+    if mx.get_cache_memory() > mx.get_memory_limit() * IDLE_SHARE:
+        mx.clear_cache()
 
 
 @functools.cache

@@ -80,10 +80,12 @@ def _gguf_metadata(config: Any) -> dict[str, Any]:
         "vit.qknorm_start": -1,
         "vit.cat_token": False,
         "vit.qkv_bias": True,
+        "vit.interpolate_antialias": False,
         "head.features": config.fusion_hidden_size,
         "head.out_channels": list(config.neck_hidden_sizes),
         "head.output_dim": 1,
         "head.pos_embed": False,
+        "head.norm_type": "idt",
         **({"head.max_depth": float(config.max_depth)} if config.depth_estimation_type == "metric" else {}),
     }
 

@@ -234,7 +234,9 @@ def test_a_config_of_another_size(folder):
 
 def test_an_unknown_config_key(folder):
     edit_config(folder, use_magic=True)
-    with pytest.raises(CheckpointError, match=r"keys that mlx-depth does not know: use_magic. Known keys: .*max_depth"):
+    with pytest.raises(
+        CheckpointError, match=r"keys that mlx-depth does not know: use_magic. Take .* Known keys: .*max_depth"
+    ):
         mlx_depth.load(folder)
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
     {"errors", "openblas"},
-    {"result", "image", "weights", "nn", "colormaps"},
+    {"result", "image", "weights", "nn", "colormaps", "ranks"},
     {"postprocess", "backbones", "heads", "save"},
     {"models"},
     {"processor"},

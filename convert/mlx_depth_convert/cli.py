@@ -13,6 +13,7 @@ from mlx_depth.checkpoint import BITS, DTYPES, GROUP_SIZES
 from mlx_depth.predictor import DEFAULT_MODEL
 from mlx_depth.processor import InputSize
 from mlx_depth.save import atomic_write
+from mlx_depth_convert.coreml.cli import add_coreml_verbs
 
 _SOURCE = "name, owner/name[@revision], folder, or .safetensors, .pth, .pt, .bin or .gguf file"
 
@@ -23,6 +24,7 @@ def add_verbs(verbs: Any) -> None:
     _add_verify(verbs)
     _add_inspect(verbs)
     _add_bench(verbs)
+    add_coreml_verbs(verbs)
 
 
 def _add_convert(verbs: Any) -> None:

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from mlx_depth import hub
 from mlx_depth.checkpoint import (
-    DTYPES,
     Checkpoint,
     Quantization,
     expand_checkpoint,
     packable_layers,
     quantize_checkpoint,
+    read_checkpoint,
     write_checkpoint,
 )
 from mlx_depth.errors import CheckpointError, OptionError
@@ -24,7 +24,7 @@ from mlx_depth.registry import ModelSpec
 from mlx_depth.weights import check_complete
 from mlx_depth_convert.opening import Origin, open_checkpoint
 from mlx_depth_convert.report import Report
-from mlx_depth_convert.verify import verify as verify_model
+from mlx_depth_convert.verify import compare
 
 
 @dataclass(frozen=True)
@@ -128,31 +128,34 @@ def convert_and_report(
     """
     out = Path(out).expanduser()
     _check_options(out, quantize, group_size, recipe, push_to_hub)
-    target = DTYPES[dtype] if dtype in DTYPES else resolve_dtype(dtype) if dtype is not None else None
+    target = resolve_dtype(dtype) if dtype is not None else None
     with open_checkpoint(source, model=model, progress=progress) as (checkpoint, origin):
-        spec = checkpoint.spec
-        check_complete(checkpoint.family.build(spec.config), expand_checkpoint(checkpoint).weights)
+        check_complete(checkpoint.family.build(checkpoint.spec.config), expand_checkpoint(checkpoint).weights)
         packed, skipped = _shrunk(checkpoint, target, quantize, group_size, recipe)
         if packed.quantization is not None and checkpoint.quantization is None and target is None:
             target = mx.float16
         if packed is not checkpoint:
             checkpoint.weights.clear()  # or they would stay in memory once they are read
-        facts = {"id": origin.id, "revision": origin.revision, "sha256": origin.sha256()}
-        with tqdm(total=len(packed.weights), unit="tensor", disable=not progress) as bar:
-            write_checkpoint(
-                packed,
-                out,
-                source=facts,
-                card=_card(packed, origin),
-                dtype=target,
-                release=True,
-                on_tensor=lambda _: bar.update(),
-            )
-    report = verify_model(out, against=source, progress=progress) if verify else None
+        _write(packed, origin, out, target, progress)
+    report = _verified(out, source, model, progress) if verify else None
     passed = report is None or report.passed
     message = f"Convert {origin.id} with mlx-depth"
     url = hub.upload_folder(out, push_to_hub, message=message) if push_to_hub is not None and passed else None
-    return Conversion(out, spec, tuple(skipped), report, url)
+    return Conversion(out, packed.spec, tuple(skipped), report, url)
+
+
+def _write(checkpoint: Checkpoint, origin: Origin, out: Path, dtype: mx.Dtype | None, progress: bool) -> None:
+    facts = {"id": origin.id, "revision": origin.revision, "sha256": origin.sha256()}
+    with tqdm(total=len(checkpoint.weights), unit="tensor", disable=not progress) as bar:
+        write_checkpoint(
+            checkpoint,
+            out,
+            source=facts,
+            card=_card(checkpoint, origin),
+            dtype=dtype,
+            release=True,
+            on_tensor=lambda _: bar.update(),
+        )
 
 
 def _check_options(
@@ -181,18 +184,23 @@ def _shrunk(
             "--dtype float32."
         )
     packable, skipped = packable_layers(checkpoint, group_size)
-    if recipe is not None:
-        quantization = _mixed(RECIPES[recipe], packable, group_size)
+    if quantize is not None:
+        quantization = Quantization(quantize, group_size)
     else:
-        quantization = Quantization(quantize or 0, group_size)
+        quantization = _mixed(RECIPES[str(recipe)], packable, group_size)
     return quantize_checkpoint(checkpoint, quantization), skipped
+
+
+def _verified(out: Path, source: str | Path, model: str | None, progress: bool) -> Report:
+    with open_checkpoint(source, model=model) as (reference, origin):
+        return compare(read_checkpoint(out), reference, model=out.name, against=origin.id, progress=progress)
 
 
 def _mixed(recipe: Recipe, paths: list[str], group_size: int) -> Quantization:
     blocks = {path: int(number.group(1)) for path in paths if (number := re.search(r"\.(\d+)\.", path))}
     edge = max(blocks.values(), default=0) + 1 - recipe.edge_blocks
     at_edge = [path for path, block in blocks.items() if block < recipe.edge_blocks or block >= edge]
-    return Quantization(recipe.bits, group_size, dict.fromkeys(at_edge, recipe.edge_bits))
+    return Quantization(recipe.bits, group_size, dict.fromkeys(sorted(at_edge), recipe.edge_bits))
 
 
 def _card(checkpoint: Checkpoint, origin: Origin) -> str:

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +31,18 @@ _BINS, _SURFACE_SIDE = 64, 120
 
 @dataclass(frozen=True)
 class Row:
-    """One module call. The statistics are those of its output."""
+    """One module. The statistics are those of its output, over all calls."""
 
     name: str
     type: str
-    shape: tuple[int, ...]
+    calls: int  # the backbone's last norm runs for each tapped layer; parts of the head may run strip by strip
+    shape: tuple[int, ...]  # of the first call
     min: float
     max: float
     mean: float
     std: float
     zeros: float  # share of values that are exactly zero
-    parameters: int  # of the module itself, at its first call; those of the modules in it stand in their rows
+    parameters: int  # of the module itself; those of the modules in it stand in their rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +79,8 @@ class Inspection:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(field.name for field in dataclasses.fields(Row))
         for row in self.rows:
-            writer.writerow(
-                [*dataclasses.astuple(row)[:2], "x".join(map(str, row.shape)), *dataclasses.astuple(row)[3:]]
-            )
+            facts = {**dataclasses.asdict(row), "shape": "x".join(map(str, row.shape))}
+            writer.writerow(facts.values())
         return stream.getvalue()
 
     def as_json(self) -> dict[str, Any]:
@@ -117,24 +117,21 @@ def inspect_model(
     with open_checkpoint(model, progress=progress) as (checkpoint, origin):
         network = build_network(checkpoint, dtype=mx.float32, expand=True)
     pixel_values = checkpoint.spec.processor(pixels, input_size=input_size)
-    modules: dict[str, nn.Module] = {}
-    rows: dict[int, Row] = {}  # by number of the call
-    running: list[int] = []
-    numbers = itertools.count()
+    modules = dict(network.named_modules())
+    moments: dict[str, list[_Moments]] = {}
 
-    def on_call(path: str, module: nn.Module, _: mx.array, result: Any) -> None:
-        rows[running.pop()] = _row(path, module, result, parameters=path not in modules)
-        modules[path] = module
+    def on_call(path: str, _: nn.Module, argument: mx.array, result: Any) -> None:
+        moments[path].append(_moments(result))
 
-    with recording(network, on_call, lambda path: running.append(next(numbers))):
+    with recording(network, on_call, lambda path: moments.setdefault(path, [])):
         depth = np.array(network(pixel_values).depth[0])
     return Inspection(
         model=origin.id,
         image="generated picture" if loaded is None else str(loaded.info.source),
-        rows=tuple(rows[number] for number in sorted(rows)),
+        rows=tuple(_row(path, modules[path], calls) for path, calls in moments.items()),
         depth=depth,
-        convolutions=sum(isinstance(module, CONVOLUTIONS) for module in modules.values()),
-        blocks=sum(isinstance(module, Block) for module in modules.values()),
+        convolutions=sum(isinstance(modules[path], CONVOLUTIONS) for path in moments),
+        blocks=sum(isinstance(modules[path], Block) for path in moments),
         parameters=_count(network.parameters()),
     )
 
@@ -184,24 +181,47 @@ def new_figure(size: tuple[float, float]) -> Any:
     return Figure(size, layout="constrained")
 
 
-def _row(path: str, module: nn.Module, result: Any, *, parameters: bool) -> Row:
+@dataclass(frozen=True)
+class _Moments:
+    """Of one array."""
+
+    shape: tuple[int, ...]
+    min: float
+    max: float
+    mean: float
+    mean_square: float
+    zeros: float
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def _moments(result: Any) -> _Moments:
     array = _array(result).astype(mx.float32)
+    figures = (array.min(), array.max(), array.mean(), array.square().mean(), (array == 0).mean())
+    low, high, mean, mean_square, zeros = (cast(float, figure.item()) for figure in figures)
+    return _Moments(array.shape, low, high, mean, mean_square, zeros)
+
+
+def _row(path: str, module: nn.Module, calls: Sequence[_Moments]) -> Row:
+    size = sum(call.size for call in calls)
+    mean, mean_square, zeros = (
+        sum(getattr(call, figure) * call.size for call in calls) / size for figure in ("mean", "mean_square", "zeros")
+    )
     own = {name: value for name, value in module.items() if isinstance(value, mx.array) and not name.startswith("_")}
     return Row(
         path,
         type(module).__name__,
-        array.shape,
-        _number(array.min()),
-        _number(array.max()),
-        _number(array.mean()),
-        _number(array.var().sqrt()),
-        _number((array == 0).mean()),
-        _count(own) if parameters else 0,
+        len(calls),
+        calls[0].shape,
+        min(call.min for call in calls),
+        max(call.max for call in calls),
+        mean,
+        math.sqrt(max(mean_square - mean**2, 0.0)),
+        zeros,
+        _count(own),
     )
-
-
-def _number(scalar: mx.array) -> float:
-    return cast(float, scalar.item())
 
 
 def _array(result: Any) -> mx.array:
@@ -223,6 +243,7 @@ def _cells(row: Row) -> list[str]:
     return [
         indent + row.name,
         row.type,
+        str(row.calls),
         "×".join(map(str, row.shape)),
         *numbers,
         f"{row.zeros:.1%}",

@@ -13,7 +13,7 @@ OnCall = Callable[[str, nn.Module, mx.array, Any], None]
 
 @contextmanager
 def recording(
-    network: nn.Module, on_call: OnCall, on_start: Callable[[str], None] = lambda path: None
+    network: nn.Module, on_call: OnCall, on_start: Callable[[str], object] = lambda path: None
 ) -> Iterator[None]:
     """Report every module call of a network while the context lasts; afterwards all is as before.
 
@@ -30,9 +30,10 @@ def recording(
     owners = {
         next(cls for cls in type(module).__mro__ if "__call__" in vars(cls)) for module in modules if callable(module)
     }
+    running: set[str] = set()
     originals = {cls: vars(cls)["__call__"] for cls in owners}
     for cls, original in originals.items():
-        cls.__call__ = _watched(original, paths, on_call, on_start)  # type: ignore[method-assign]
+        cls.__call__ = _watched(original, paths, running, on_call, on_start)  # type: ignore[method-assign]
     mx.disable_compile()  # a compiled function would call its modules once, with placeholders
     try:
         yield
@@ -43,14 +44,22 @@ def recording(
 
 
 def _watched(
-    original: Callable[..., Any], paths: dict[int, str], on_call: OnCall, on_start: Callable[[str], None]
+    original: Callable[..., Any],
+    paths: dict[int, str],
+    running: set[str],
+    on_call: OnCall,
+    on_start: Callable[[str], object],
 ) -> Callable[..., Any]:
     def call(self: nn.Module, *arguments: Any, **options: Any) -> Any:
         path = paths.get(id(self))
-        if path is None:
+        if path is None or path in running:  # a subclass that calls its base is one call
             return original(self, *arguments, **options)
         on_start(path)
-        result = original(self, *arguments, **options)
+        running.add(path)
+        try:
+            result = original(self, *arguments, **options)
+        finally:
+            running.discard(path)
         on_call(path, self, arguments[0], result)  # every module takes its data first
         return result
 

@@ -70,7 +70,7 @@ class TransformersSide:
         def record(stage: Stage) -> Any:
             def hook(_: Any, arguments: tuple[Any, ...], output: Any) -> None:
                 found = arguments[0] if stage.at == "input" else output
-                values[stage.name] = _our_layout(found[0] if isinstance(found, tuple) else found)
+                values.setdefault(stage.name, _our_layout(found[0] if isinstance(found, tuple) else found))
 
             return hook
 

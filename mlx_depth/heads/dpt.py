@@ -10,10 +10,13 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.nn.resize import resize
+from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
+from mlx_depth.nn.cpu import fast_paths
+from mlx_depth.nn.resize import resize, resize_rows
 from mlx_depth.weights import Drop, Rename, Rule
 
 Resampling = Literal["up4", "up2", "keep", "down2"]
+STRIP_ROWS = 64  # of the network's input size
 RESAMPLINGS: tuple[Resampling, ...] = ("up4", "up2", "keep", "down2")  # finest map first
 
 
@@ -35,13 +38,13 @@ class Reassemble(nn.Module):
 
     def __init__(self, in_dim: int, channels: int, features: int, resampling: Resampling):
         super().__init__()
-        self.projection = nn.Conv2d(in_dim, channels, kernel_size=1)
+        self.projection = Conv2d(in_dim, channels, kernel_size=1)
         if resampling in ("up4", "up2"):
             factor = int(resampling[-1])
-            self.resample: nn.Module = nn.ConvTranspose2d(channels, channels, kernel_size=factor, stride=factor)
+            self.resample: nn.Module = ConvTranspose2d(channels, channels, kernel_size=factor, stride=factor)
         elif resampling == "down2":
-            self.resample = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
-        self.adapt = nn.Conv2d(channels, features, kernel_size=3, padding=1, bias=False)
+            self.resample = Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        self.adapt = Conv2d(channels, features, kernel_size=3, padding=1, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.projection(x)
@@ -55,8 +58,8 @@ class ResidualConvUnit(nn.Module):
 
     def __init__(self, features: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(features, features, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(features, features, kernel_size=3, padding=1)
+        self.conv1 = Conv2d(features, features, kernel_size=3, padding=1)
+        self.conv2 = Conv2d(features, features, kernel_size=3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         return x + self.conv2(nn.relu(self.conv1(nn.relu(x))))
@@ -70,13 +73,14 @@ class Fusion(nn.Module):
         if not coarsest:
             self.residual_conv_unit1 = ResidualConvUnit(features)
         self.residual_conv_unit2 = ResidualConvUnit(features)
-        self.projection = nn.Conv2d(features, features, kernel_size=1)
+        self.projection = Conv2d(features, features, kernel_size=1)
 
     def __call__(self, path: mx.array, finer: mx.array | None, size: tuple[int, int]) -> mx.array:
         if finer is not None:
             path = path + self.residual_conv_unit1(finer)
         path = self.residual_conv_unit2(path)
-        return self.projection(resize(path, size, method="bilinear", align_corners=True))
+        # Upstream grows first; a 1×1 convolution and bilinear weights, whose sum is 1, commute.
+        return resize(self.projection(path), size, method="bilinear", align_corners=True)
 
 
 class DPTHead(nn.Module):
@@ -91,9 +95,9 @@ class DPTHead(nn.Module):
             for channels, resampling in zip(config.out_channels, RESAMPLINGS, strict=True)
         ]
         self.fusion = [Fusion(features, coarsest=level == 0) for level in range(len(RESAMPLINGS))]
-        self.conv1 = nn.Conv2d(features, features // 2, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(features // 2, config.hidden_channels, kernel_size=3, padding=1)
-        self.conv3 = nn.Conv2d(config.hidden_channels, 1, kernel_size=1)
+        self.conv1 = Conv2d(features, features // 2, kernel_size=3, padding=1)
+        self.conv2 = Conv2d(features // 2, config.hidden_channels, kernel_size=3, padding=1)
+        self.conv3 = Conv2d(config.hidden_channels, 1, kernel_size=1)
 
     def __call__(self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int]) -> mx.array:
         """Decode depth.
@@ -127,9 +131,27 @@ class DPTHead(nn.Module):
         """Turn the fused path into depth at the network's input size, (B, H, W)."""
         config = self._config
         size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
-        x = resize(self.conv1(path), size, method="bilinear", align_corners=True)
-        x = self.conv3(nn.relu(self.conv2(x)))[..., 0]  # (B, H, W, 1) → (B, H, W)
+        x = self.conv1(path)
+        if fast_paths(x):
+            x = self._refine_in_strips(x, size)
+        else:
+            x = self._refine(resize(x, size, method="bilinear", align_corners=True))
         return (nn.relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
+
+    def _refine(self, x: mx.array) -> mx.array:
+        return self.conv3(nn.relu(self.conv2(x)))[..., 0]  # (B, H, W, 1) → (B, H, W)
+
+    def _refine_in_strips(self, x: mx.array, size: tuple[int, int]) -> mx.array:
+        """Resize and refine some rows at a time, so that the largest maps never exist as a whole."""
+        height, width = size
+        x = resize(x, (x.shape[1], width), method="bilinear", align_corners=True)
+        strips = []
+        for top in range(0, height, STRIP_ROWS):
+            bottom = min(top + STRIP_ROWS, height)
+            start, stop = max(top - 1, 0), min(bottom + 1, height)  # conv2 sees one row more on each side
+            rows = resize_rows(x, height, (start, stop), method="bilinear", align_corners=True)
+            strips.append(self._refine(rows)[:, top - start : bottom - start])
+        return mx.concatenate(strips, axis=1)
 
 
 def _size(x: mx.array) -> tuple[int, int]:

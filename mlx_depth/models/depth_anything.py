@@ -232,8 +232,10 @@ _GGUF_FIXED: dict[str, Any] = {
     "vit.qknorm_start": -1,
     "vit.cat_token": False,
     "vit.qkv_bias": True,
+    "vit.interpolate_antialias": False,
     "head.output_dim": 1,
     "head.pos_embed": False,
+    "head.norm_type": "idt",
 }
 
 
@@ -288,7 +290,7 @@ def _stages(config: DepthAnythingConfig) -> tuple[Stage, ...]:
         ),
         *(Stage(f"reassemble {i}", f"head.reassemble.{i}", f"neck.convs.{i}") for i in levels),
         *(Stage(f"fusion {i}", f"head.fusion.{i}", f"neck.fusion_stage.layers.{i}") for i in levels),
-        Stage("head", "head.conv3", "head.conv3"),
+        Stage("head", "head.conv1", "head.conv1"),
     )
 
 

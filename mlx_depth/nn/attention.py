@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_depth.nn import cpu
+
 
 class Attention(nn.Module):
     """Self-attention with biased projections: (B, N, C) → (B, N, C)."""
@@ -23,5 +25,6 @@ class Attention(nn.Module):
             return y.reshape(B, N, self.num_heads, head_dim).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
 
         query, key, value = (split_heads(f(x)) for f in (self.query_proj, self.key_proj, self.value_proj))
-        y = mx.fast.scaled_dot_product_attention(query, key, value, scale=head_dim**-0.5)
+        attend = cpu.attention if cpu.fast_paths(x) else mx.fast.scaled_dot_product_attention
+        y = attend(query, key, value, scale=head_dim**-0.5)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(B, N, C))

@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_depth.nn import cpu
+
 
 class MLP(nn.Module):
     """Linear, exact (erf) GELU, linear."""
@@ -13,7 +15,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(nn.gelu(self.fc1(x)))
+        gelu = cpu.gelu if cpu.fast_paths(x) else nn.gelu
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):

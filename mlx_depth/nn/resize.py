@@ -80,6 +80,27 @@ def resize(
     return x.astype(dtype)
 
 
+def resize_rows(
+    x: mx.array, height: int, rows: tuple[int, int], *, method: Method = "bilinear", align_corners: bool = False
+) -> mx.array:
+    """Some rows of a vertical resize.
+
+    Args:
+        x: Images, ``(B, H, W, C)``, any float type.
+        height: Height that the whole output would have.
+        rows: First output row, and the one after the last.
+        method: As for ``resize``.
+        align_corners: As for ``resize``.
+    Returns:
+        ``(B, rows[1] - rows[0], W, C)``, same type as ``x``.
+
+    Same numbers as slicing ``resize(x, (height, W))``; proved by ``tests/nn/test_cpu.py``.
+    """
+    rule = _AxisRule(x.shape[1], height, method, align_corners, antialias=False, scale=None)
+    indices, weights = _device_taps(rule)
+    return _apply_taps(x, 1, indices[slice(*rows)], weights[slice(*rows)])
+
+
 def resize_pillow(x: mx.array, size: tuple[int, int]) -> mx.array:
     """Resize 8-bit images exactly as Pillow's bicubic does, columns first.
 

@@ -138,7 +138,10 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: overwrite(f / CONFIG, b"{").parent,
         r"config\.json is not valid JSON .*: download it again",
     ),
-    "unknown config key": (lambda f: facts(f, secret_layers=3), r"keys that mlx-depth does not know: secret_layers\. Take the file"),
+    "unknown config key": (
+        lambda f: facts(f, secret_layers=3),
+        r"keys that mlx-depth does not know: secret_layers\. Take the file",
+    ),
     "another model's config": (lambda f: facts(f, model_type="bert"), r"says model_type 'bert'.*take the config\.json"),
     "newer format": (lambda f: facts(f, format="mlx_depth/2"), r"has the format 'mlx_depth/2', .*: update mlx-depth"),
     "hostile pickle": (

@@ -1,7 +1,9 @@
 """Every source gives the same folder; sizes, recipes, provenance, memory, and the Hub at the other end."""
 
 import dataclasses
+import functools
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import reference
 from mlx_depth_convert import convert
 from mlx_depth_convert.convert import RECIPES, convert_and_report
 from mlx_depth_convert.opening import open_checkpoint
-from mlx_depth_convert.verify import GATES
+from mlx_depth_convert.verify import GATES, compare
 from safetensors.numpy import load_file
 from support import correlation
 
@@ -43,6 +45,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """V2 small at full size, converted from the Hub's form."""
     folder = tmp_path_factory.mktemp("small")
     return convert(reference.save(reference.model("small"), folder / "hub"), folder / "mlx", model="da2-small")
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verification after a conversion takes the model's own input size; this is quicker."""
+    module = importlib.import_module("mlx_depth_convert.convert")  # the package's attribute is the function
+    monkeypatch.setattr(module, "compare", functools.partial(compare, input_size=70))
 
 
 def digest(folder: Path) -> str:
@@ -240,6 +249,24 @@ def test_config_and_card_say_what_it_is(tmp_path: Path) -> None:
         assert words in card
 
 
+def test_progress_is_a_bar_over_tensors_on_stderr(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert_and_report(tiny, tmp_path / "out", progress=True)
+    printed = capsys.readouterr()
+    count = len(read_checkpoint(tiny).weights)
+    assert printed.out == ""
+    assert f"{count}/{count}" in printed.err
+    assert "tensor/s" in printed.err
+
+
+def test_the_readme_lists_every_checkpoint_with_its_licence() -> None:
+    readme = (Path(__file__).parents[2] / "convert" / "README.md").read_text()
+    for spec in MODELS.values():
+        if spec.hub_id is not None:
+            assert f"| `{spec.hub_id}` | `mlx-depth convert {spec.name} OUT` | {spec.licence} |" in readme
+
+
 def test_dtype(tiny: Path, tmp_path: Path) -> None:
     for name, dtype in (("float16", mx.float16), ("bfloat16", mx.bfloat16)):
         out = convert(tiny, tmp_path / name, dtype=name)
@@ -289,6 +316,7 @@ def test_memory_stays_far_below_the_file(small: Path, tmp_path: Path, kind: str,
 # Names
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_wrong_name_says_what_it_looks_like(small: Path, tmp_path: Path) -> None:
     source = containers.save_pth(reference.model("small"), tmp_path / "mine.pth")
     with pytest.raises(CheckpointError, match=r"is not depth-anything-v2-base, its tensors are those of .*v2-small or"):
@@ -297,7 +325,7 @@ def test_a_wrong_name_says_what_it_looks_like(small: Path, tmp_path: Path) -> No
         convert(small, tmp_path / "out", model="da2-base")
     with pytest.raises(ModelNotFoundError, match="did you mean 'depth-anything-v2-small'"):
         convert(source, tmp_path / "out", model="depth-anything-v2-smal")
-    named = convert(source, tmp_path / "out", model="da2-indoor-small")
+    named = convert(source, tmp_path / "out", model="da2-indoor-small", verify=True)
     assert config(named)["config"] == config_of("depth-anything-v2-metric-indoor-small")
     assert config(named)["depth_kind"] == "metric"
 
@@ -354,6 +382,7 @@ def test_command_prints_the_path_and_the_licence(
     assert "passed" in printed.err
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_failed_verification_is_exit_1_and_keeps_the_folder_local(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

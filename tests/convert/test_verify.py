@@ -86,7 +86,8 @@ def test_a_drift_is_found_in_transformers_order(hub: Path) -> None:
         ("backbone.norm.weight", "reassemble 0", "backbone.norm"),
         ("head.reassemble.2.adapt.weight", "reassemble 2", "head.reassemble.2.adapt"),
         ("head.fusion.1.residual_conv_unit1.conv2.weight", "fusion 1", "head.fusion.1.residual_conv_unit1.conv2"),
-        ("head.conv2.weight", "head", "head.conv2"),
+        ("head.conv1.weight", "head", "head.conv1"),
+        ("head.conv2.weight", "depth", "head.conv2"),
     ],
 )
 def test_an_injected_drift_is_bisected_to_its_stage_and_layer(hub: Path, name: str, stage: str, module: str) -> None:
@@ -204,7 +205,7 @@ def test_command_writes_both_reports(hub: Path, tmp_path: Path, capsys: pytest.C
     assert [depth["image"] for depth in facts["depths"]] == [str(photo), str(EXAMPLES / "rocket.jpg")]
     page = (tmp_path / "r.md").read_text()
     assert page.startswith("# hub against hub\n\n| stage | shape |")
-    assert page.count("\n| ") == len(STAGES) + 1
+    assert page.count("\n| ") == len(STAGES) + 2
 
 
 def test_command_exits_1_past_the_gate(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

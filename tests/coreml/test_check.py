@@ -1,11 +1,12 @@
 """The check finds every mutation of an export, and its report says what a developer needs."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from coreml.tiny import changed, tiny
+from coreml.tiny import SIZE, changed, tiny
 from mlx_depth_convert.coreml import check_package, export_coreml, fold
 from mlx_depth_convert.coreml.agreement import GATES, Agreement
 from mlx_depth_convert.coreml.check import drawn_image
@@ -16,9 +17,7 @@ from support import correlation, require
 
 from mlx_depth.errors import CheckpointError, ImageError
 
-require("coreml", "coremltools")
-
-SIZE = (70, 98)
+coremltools = require("coreml", "coremltools")
 
 
 def _without_layer_scale(monkeypatch, checkpoint):
@@ -105,6 +104,19 @@ def test_a_wrong_epsilon_fails_in_float32(mutate, tmp_path, monkeypatch):
     assert report.functions[0].float32.error > 10 * GATES["float32"].error
 
 
+def test_bgr_in_the_interface_fails(half_package, tmp_path):
+    """The graph alone would not show it: Core ML brings the pixels into the declared order."""
+    path = shutil.copytree(half_package, tmp_path / "Bgr.mlpackage")
+    file = path / "Data/com.apple.CoreML/model.mlmodel"
+    spec = coremltools.utils.load_spec(str(path))
+    image = spec.description.input[0].type.imageType
+    image.colorSpace = image.BGR
+    file.write_bytes(spec.SerializeToString())
+    assert check_package(path, tiny()).faults == [
+        "main: the image 'image' is declared as ('BGR', 70, 98), not ('RGB', 70, 98)"
+    ]
+
+
 def test_swapped_colours_fail(tmp_path, monkeypatch):
     original = Emitter.colors
 
@@ -147,26 +159,24 @@ def test_report_tells_what_was_found(tmp_path):
     assert facts["functions"][0]["float16"]["correlation"] >= 0.9999
 
 
-def test_a_photo_is_stretched_to_each_function(tmp_path):
+def test_a_photo_is_stretched_to_each_function(full_package, tmp_path):
     photo = tmp_path / "photo.png"
     Image.fromarray(drawn_image((50, 60))).save(photo)
-    path = export_coreml(tiny(), tmp_path, sizes=SIZE, precision="float32")
-    assert check_package(path, tiny(), photo).passed
+    assert check_package(full_package, tiny(), photo).passed
     with pytest.raises(ImageError):
-        check_package(path, tiny(), tmp_path / "missing.png")
+        check_package(full_package, tiny(), tmp_path / "missing.png")
 
 
-def test_another_model_is_refused(tmp_path):
-    path = export_coreml(tiny(), tmp_path, sizes=SIZE, precision="float32")
-    assert not check_package(path, tiny(position_rule="size")).passed
+def test_another_model_is_refused(full_package):
+    assert not check_package(full_package, tiny(position_rule="size")).passed
     with pytest.raises(CheckpointError, match="name the model that it was made from"):
-        check_package(path, tiny(max_depth=20.0))
+        check_package(full_package, tiny(max_depth=20.0))
 
 
-def test_what_is_no_package_is_refused(tmp_path):
+def test_what_is_no_package_is_refused(half_package, tmp_path):
     with pytest.raises(CheckpointError, match="no Core ML package"):
         check_package(tmp_path, tiny())
-    path = export_coreml(tiny(), tmp_path, sizes=SIZE)
+    path = shutil.copytree(half_package, tmp_path / "Damaged.mlpackage")
     (path / "Data/com.apple.CoreML/model.mlmodel").write_bytes(b"\x08\xff\xffnot a model")
     with pytest.raises(CheckpointError, match="cannot be read"):
         check_package(path, tiny())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coreml.tiny import tiny
-from mlx_depth_convert.coreml import check, check_package, device, export_coreml
+from mlx_depth_convert.coreml import check, check_package, device
 from mlx_depth_convert.coreml.agreement import GATES
 from mlx_depth_convert.coreml.check import drawn_image
 from support import require, seeded
@@ -64,12 +64,11 @@ def test_a_wrong_depth_is_a_fault(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here")
-def test_the_real_child_says_why_it_failed(monkeypatch, tmp_path):
+def test_the_real_child_says_why_it_failed(half_package, monkeypatch):
     """Off macOS the whole line runs, up to Core ML, which is not there."""
     monkeypatch.setattr(device, "UNITS", ("CPU_ONLY",))
     monkeypatch.setattr(check.sys, "platform", "darwin")
-    path = export_coreml(tiny(), tmp_path, sizes=(70, 98))
-    report = check_package(path, tiny())
+    report = check_package(half_package, tiny())
     (fault,) = report.faults
     assert fault.startswith("main: on CPU_ONLY Core ML failed:")
     assert fault.split("failed:")[1].strip()

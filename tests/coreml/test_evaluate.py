@@ -1,13 +1,14 @@
 """The evaluator's operations against MLX's, and its refusals."""
 
+import shutil
 from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from coreml.tiny import tiny
-from mlx_depth_convert.coreml import evaluate, export_coreml
+from coreml.tiny import SIZE
+from mlx_depth_convert.coreml import evaluate
 from mlx_depth_convert.coreml.check import drawn_image
 from mlx_depth_convert.coreml.evaluate import HANDLERS, read_package, read_structure, run_function
 from support import relative_error, require, seeded
@@ -119,9 +120,9 @@ def test_an_unknown_operation_is_named():
         evaluate._evaluate(operation, {})
 
 
-def test_float16_rounds_every_result(tmp_path):
-    (function,) = read_package(export_coreml(tiny(), tmp_path, sizes=(70, 98), output="raw")).functions.values()
-    image = drawn_image((70, 98))
+def test_float16_rounds_every_result(raw_package):
+    (function,) = read_package(raw_package).functions.values()
+    image = drawn_image(SIZE)
     exact = run_function(function, image, float16=False).outputs["depth"]
     rounded = run_function(function, image, float16=True).outputs["depth"]
     assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))
@@ -129,23 +130,16 @@ def test_float16_rounds_every_result(tmp_path):
     assert 0 < relative_error(rounded, exact) < 0.01
 
 
-def test_structure_counts_what_keeps_off_the_neural_engine(tmp_path):
-    half, full = (
-        read_structure(
-            read_package(export_coreml(tiny(), tmp_path, sizes=(70, 98), precision=precision, name=name)).functions[
-                "main"
-            ]
-        )
-        for precision, name in (("float16", "Half"), ("float32", "Full"))
-    )
+def test_structure_counts_what_keeps_off_the_neural_engine(half_package, full_package):
+    half, full = (read_structure(read_package(path).functions["main"]) for path in (half_package, full_package))
     assert half.float32 == []
     assert "block0_norm1" in full.float32
     assert (half.largest_rank, half.largest_side) == (4, 256)
     assert list(half.operations.values()) == sorted(half.operations.values(), reverse=True)
 
 
-def test_damaged_weights_are_refused(tmp_path):
-    path = export_coreml(tiny(), tmp_path, sizes=(70, 98))
+def test_damaged_weights_are_refused(half_package, tmp_path):
+    path = shutil.copytree(half_package, tmp_path / "Damaged.mlpackage")
     weights = path / "Data/com.apple.CoreML/weights/weight.bin"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be read"):

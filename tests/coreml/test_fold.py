@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from coreml.tiny import tiny
 from mlx_depth_convert.coreml import fold
+from mlx_depth_convert.coreml.emit_dinov2_dpt import color_knots
 from support import relative_error, seeded
 
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, Block
+from mlx_depth.colormaps import COLORMAPS, colormap_table
 from mlx_depth.nn.patch_embed import PatchEmbed
 
 
@@ -67,6 +69,14 @@ def test_block_equals_the_mlx_block(swiglu):
         y = hidden[0] * 0.5 * (1 + np.array(mx.erf(mx.array(hidden[0].astype(np.float32) / 2**0.5))))
     stream = stream + _linear(last, y)
     assert relative_error(stream / fold.STREAM_SCALE, expected) < 1e-5
+
+
+@pytest.mark.parametrize("colormap", COLORMAPS)
+def test_straight_pieces_follow_the_colour_map(colormap):
+    knots = color_knots(colormap)
+    entries = np.linspace(0, len(knots) - 1, 256)
+    drawn = np.stack([np.interp(entries, np.arange(len(knots)), knots[:, channel]) for channel in range(3)], axis=1)
+    assert np.abs(drawn - colormap_table(colormap)).max() <= 4
 
 
 def test_scaled_epsilon_is_no_zero_in_float16():

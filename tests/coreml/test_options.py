@@ -1,10 +1,12 @@
 """Requests that cannot work fail before any work, with the next step; no coremltools is needed for that."""
 
 import importlib.metadata
+import sys
 
 import pytest
 from coreml.tiny import tiny
 from mlx_depth_convert.coreml import export_coreml, options, package, tools
+from support import require
 
 from mlx_depth.errors import ModelNotFoundError, OptionError
 from mlx_depth.registry import MODELS
@@ -102,6 +104,19 @@ def test_coremltools_missing_or_untested_is_one_clear_line(found, monkeypatch, t
         tools.coremltools.cache_clear()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_coremltools_without_its_binaries_is_one_clear_line(monkeypatch):
+    """As on a platform without wheels, where its pure Python part installs all the same."""
+    require("coreml", "coremltools")
+    monkeypatch.setitem(sys.modules, "coremltools.libmilstoragepython", None)
+    tools.coremltools.cache_clear()
+    try:
+        with pytest.raises(OptionError, match="cannot be used here") as caught:
+            tools.coremltools()
+    finally:
+        tools.coremltools.cache_clear()
+    assert "\n" not in str(caught.value)
 
 
 def _check(spec, **changes):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coreml.tiny import tiny
+from coreml.tiny import SIZE, tiny
 from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml.check import drawn_image
 from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
@@ -21,7 +21,7 @@ from mlx_depth.errors import OptionError
 
 require("coreml", "coremltools")
 
-LANDSCAPE, PORTRAIT = (70, 98), (126, 84)
+LANDSCAPE, PORTRAIT = SIZE, (126, 84)
 
 # name → (what the model is, how it is exported); each changes one thing
 CASES = {
@@ -55,10 +55,9 @@ def test_float32_package_equals_the_mlx_model(case, tmp_path):
     assert function.structure.largest_rank == 4
 
 
-def test_the_tiny_output_is_alive(tmp_path):
+def test_the_tiny_output_is_alive(raw_package):
     """A dead ReLU would make every comparison pass."""
-    path = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE, output="raw")
-    (function,) = read_package(path).functions.values()
+    (function,) = read_package(raw_package).functions.values()
     depth = run_function(function, drawn_image(LANDSCAPE), float16=False).outputs["depth"]
     assert depth.shape == (1, 1, *LANDSCAPE)
     assert depth.std() > 0.1 * depth.mean() > 0
@@ -75,14 +74,13 @@ def test_float16_package_agrees_and_has_no_float32_operation(layout, max_depth, 
 
 
 @pytest.mark.parametrize("compress", ["int8", "palette8", "palette6"])
-def test_compressed_package_agrees_and_is_smaller(compress, tmp_path):
+def test_compressed_package_agrees_and_is_smaller(compress, half_package, tmp_path):
     checkpoint = tiny()
-    plain = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="Plain")
-    small = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="Small", compress=compress)
+    small = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, compress=compress)
     report = check_package(small, checkpoint)
     assert report.passed, report
     assert report.compress == compress
-    assert _weight_bytes(small) < 0.8 * _weight_bytes(plain)
+    assert _weight_bytes(small) < 0.8 * _weight_bytes(half_package)
 
 
 def test_several_sizes_are_functions_that_share_their_weights(tmp_path):
@@ -141,11 +139,9 @@ def test_interface_and_metadata_say_what_a_developer_needs(tmp_path):
     assert not any("date" in key for key in facts)
 
 
-def test_relative_depth_says_its_direction(tmp_path):
-    normalized = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE, name="A")
-    raw = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE, name="B", output="raw")
-    assert "1 = nearest" in read_package(normalized).description.output[0].shortDescription
-    assert "larger = nearer" in read_package(raw).description.output[0].shortDescription
+def test_relative_depth_says_its_direction(half_package, raw_package):
+    assert "1 = nearest" in read_package(half_package).description.output[0].shortDescription
+    assert "larger = nearer" in read_package(raw_package).description.output[0].shortDescription
 
 
 def test_name_comes_from_the_model(tmp_path):
@@ -162,19 +158,18 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_package_is_kept(tmp_path):
-    path = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
-    before = _digest(path)
+def test_an_existing_package_is_kept(half_package):
+    before = _digest(half_package)
     with pytest.raises(OptionError, match="exists: choose another name"):
-        export_coreml(tiny(), path, sizes=PORTRAIT)
-    assert _digest(path) == before
+        export_coreml(tiny(), half_package, sizes=PORTRAIT)
+    assert _digest(half_package) == before
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from coreml.tiny import tiny
+from coreml.tiny import SIZE, tiny
 from mlx_depth_convert.coreml import export_coreml
 path = Path(sys.argv[2], "Many.mlpackage")
 export_coreml(tiny(), path, sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
@@ -191,12 +186,11 @@ def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_manifest_names_the_files(tmp_path):
-    path = export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
-    manifest = json.loads((path / "Manifest.json").read_text())
+def test_manifest_names_the_files(half_package):
+    manifest = json.loads((half_package / "Manifest.json").read_text())
     assert manifest["rootModelIdentifier"] in manifest["itemInfoEntries"]
     for item in manifest["itemInfoEntries"].values():
-        assert (path / "Data" / item["path"]).exists()
+        assert (half_package / "Data" / item["path"]).exists()
 
 
 def test_revision_and_author_come_from_the_hub(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from mlx_depth.models.depth_anything import DepthAnythingConfig
 from mlx_depth.processor import Processor
 from mlx_depth.registry import FAMILIES, MODELS, ModelSpec
 
+SIZE = (70, 98)  # 5 × 7 patches
 TINY = DepthAnythingConfig(
     DINOv2Config(embed_dim=64, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3)),
     DPTConfig(in_dim=64, features=16, out_channels=(8, 16, 24, 32), hidden_channels=8),

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from mlx_depth.checkpoint import Checkpoint, build_network
 from mlx_depth.colormaps import colormap_table
-from mlx_depth.errors import CheckpointError
+from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.image import ImageSource, load_image
 from mlx_depth.nn.resize import resize
 from mlx_depth.predictor import fetch
-from mlx_depth.registry import ModelSpec
+from mlx_depth.registry import MODELS, ModelSpec
 from mlx_depth.result import DepthResult
 from mlx_depth_convert.coreml import device
 from mlx_depth_convert.coreml.agreement import GATES, Agreement, Gate, Outputs, compare
@@ -41,6 +41,7 @@ class FunctionReport:
         float16: Agreement with every float16 result rounded; None for a float32 package.
         largest: Operation type → largest magnitude in float32 arithmetic, and the operation.
         structure: Operations, ranks and sides.
+        interface_faults: What is wrong with the images that an app gives and gets, in words.
         devices: What Core ML itself did on each compute unit; empty off macOS.
     """
 
@@ -50,12 +51,16 @@ class FunctionReport:
     float16: Agreement | None
     largest: dict[str, tuple[float, str]]
     structure: Structure
+    interface_faults: tuple[str, ...] = ()
     devices: tuple[DeviceRun, ...] = ()
 
     def faults(self, precision: str, compress: str | None) -> list[str]:
         """What is wrong with it, in words."""
         where = "in float32 arithmetic" if self.float16 is None else "in simulated float16"
-        found = [f"{where} {fault}" for fault in self.final.faults(GATES[compress or precision])]
+        found = [
+            *self.interface_faults,
+            *(f"{where} {fault}" for fault in self.final.faults(GATES[compress or precision])),
+        ]
         if precision == "float16":
             found += self._float16_faults()
         if self.structure.largest_rank > MAX_RANK:
@@ -124,7 +129,7 @@ class PackageReport:
 
 
 def check_package(
-    path: str | Path, model: str | Path | Checkpoint, image: "ImageSource | None" = None
+    path: str | Path, model: str | Path | Checkpoint | None = None, image: "ImageSource | None" = None
 ) -> PackageReport:
     """Compare a saved package with the model that it was made from.
 
@@ -133,37 +138,39 @@ def check_package(
 
     Args:
         path: The package.
-        model: As ``model`` of ``export_coreml``.
+        model: As ``model`` of ``export_coreml``; None: the published or bundled model that the package names.
         image: As for ``mlx_depth.predict``; None: a drawn one.
     Returns:
         The report; ``passed`` says whether all gates hold.
     Raises:
         CheckpointError: If the package cannot be read, or was not made by ``export_coreml`` from such a model.
-        OptionError: If coremltools is missing.
+        OptionError: If coremltools is missing, or the model has to be named.
         ImageError: If the image cannot be read.
 
     Proved by ``tests/coreml/test_check.py``.
     """
     path = Path(path).expanduser()
     program = read_package(path)
-    facts = _facts(program, path)
+    facts = program.facts(METADATA)
+    if "output" not in facts:
+        raise CheckpointError(f"{path} was not exported by mlx-depth: check a package of `mlx-depth coreml`.")
+    if model is None:
+        model = _published(facts["model"], path)
     checkpoint = model if isinstance(model, Checkpoint) else fetch(model)[0]
     _check_model(facts, checkpoint.spec, path)
     with mx.stream(mx.cpu):
         network = build_network(checkpoint, dtype=mx.float32, expand=True)
     photo = None if image is None else load_image(image).pixels
     functions = tuple(
-        _check_function(path, name, function, facts, checkpoint.spec, network, photo)
-        for name, function in program.functions.items()
+        _check_function(path, program, name, checkpoint.spec, network, photo) for name in program.functions
     )
     return PackageReport(path, checkpoint.spec.name, facts["precision"], facts["compress"] or None, functions)
 
 
-def _facts(program: Program, path: Path) -> dict[str, str]:
-    facts = {key.removeprefix(METADATA): value for key, value in program.metadata.items() if key.startswith(METADATA)}
-    if "output" not in facts:
-        raise CheckpointError(f"{path} was not exported by mlx-depth: check a package of `mlx-depth coreml`.")
-    return facts
+def _published(name: str, path: Path) -> str:
+    if name not in MODELS:
+        raise OptionError(f"{path} was made from {name}, which is no published model: name its folder or file as well.")
+    return name
 
 
 def _check_model(facts: dict[str, str], spec: ModelSpec, path: Path) -> None:
@@ -177,13 +184,13 @@ def _check_model(facts: dict[str, str], spec: ModelSpec, path: Path) -> None:
 
 def _check_function(
     path: Path,
+    program: Program,
     name: str,
-    function: Any,
-    facts: dict[str, str],
     spec: ModelSpec,
     network: nn.Module,
     photo: npt.NDArray[np.uint8] | None,
 ) -> FunctionReport:
+    function, facts = program.functions[name], program.facts(METADATA)
     height, width = function.inputs[IMAGE].shape[2:]
     pixels = drawn_image((height, width)) if photo is None else _fill(photo, (height, width))
     expected = expected_outputs(network, spec, pixels, output=facts["output"], colormap=facts["colormap"] or None)
@@ -197,8 +204,21 @@ def _check_function(
         float16=None if rounded is None else compare(rounded.outputs, expected),
         largest=exact.largest,
         structure=read_structure(function),
+        interface_faults=tuple(_interface_faults(program.interface(name), list(expected), (height, width))),
         devices=tuple(devices),
     )
+
+
+def _interface_faults(
+    interface: dict[str, tuple[str, int, int]], outputs: list[str], size: tuple[int, int]
+) -> list[str]:
+    spaces = {IMAGE: "RGB", DEPTH: "GRAYSCALE_FLOAT16", COLORS: "RGB"}
+    expected = {name: (spaces[name], *size) for name in (IMAGE, *outputs)}
+    return [
+        f"the image {name!r} is declared as {interface.get(name)}, not {expected.get(name)}"
+        for name in sorted(interface.keys() | expected.keys())
+        if interface.get(name) != expected.get(name)
+    ]
 
 
 def drawn_image(size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -117,9 +117,7 @@ def _residency(model: Any, function: str, units: Any) -> dict[str, int]:
     """Operations by the device that Core ML prefers for them; empty before macOS 14.4, which cannot tell."""
     if tuple(map(int, platform.mac_ver()[0].split(".")[:2])) < (14, 4):
         return {}
-    from coremltools.models.compute_plan import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        MLComputePlan,
-    )
+    from coremltools.models.compute_plan import MLComputePlan
 
     plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
     found: Counter[str] = Counter()

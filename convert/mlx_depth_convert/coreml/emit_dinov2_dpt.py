@@ -22,7 +22,7 @@ Var = Any  # coremltools' symbolic tensor
 Map = tuple[Var, Size]  # (1, C, h, w) and its (h, w)
 
 IMAGE, DEPTH, COLORS = "image", "depth", "colors"
-COLOR_SEGMENTS = 32  # straight pieces of a colour map: at most 2 of 255 away from its 256 entries
+COLOR_SEGMENTS = 32  # straight pieces of a colour map: at most 4 of 255 away from its 256 entries
 SMALLEST_RANGE = 2.0**-14  # smallest normal float16: a constant depth gives zeros, not a division by zero
 FLOOR_MARGIN = 1e-4  # Core ML floors size × factor, which must not fall one pixel short
 

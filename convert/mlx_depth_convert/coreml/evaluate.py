@@ -5,7 +5,7 @@ The program is read back with coremltools' ``milproto`` loader, an internal API 
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,19 @@ class Program:
     description: Any  # protobuf ModelDescription
     functions: dict[str, Any]  # coremltools' Function
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        return dict(self.description.metadata.userDefined)
+    def interface(self, function: str) -> dict[str, tuple[str, int, int]]:
+        """Feature → colour space, height and width of its image: what an app sees, which the graph does not say."""
+        described = {item.name: item for item in self.description.functions} or {function: self.description}
+        found = {}
+        for feature in (*described[function].input, *described[function].output):
+            image = feature.type.imageType
+            found[feature.name] = (image.ColorSpace.Name(image.colorSpace), image.height, image.width)
+        return found
+
+    def facts(self, prefix: str) -> dict[str, str]:
+        """The user-defined metadata whose keys begin with ``prefix``, without it."""
+        metadata = self.description.metadata.userDefined
+        return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Run:
     """What one run of a function gave."""
 
     outputs: dict[str, Array]
-    largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # operation type → largest value, and where
+    largest: dict[str, tuple[float, str]]  # operation type → largest value, and where
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,7 @@ def read_package(path: Path) -> Program:
     Proved by ``tests/coreml/test_evaluate.py``.
     """
     ct = tools.coremltools()
-    from coremltools.converters.mil.frontend.milproto.load import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        load,
-    )
+    from coremltools.converters.mil.frontend.milproto.load import load
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 
     if not (path / "Manifest.json").is_file():

@@ -39,10 +39,8 @@ def coremltools() -> Any:
     logger.setLevel(logging.ERROR)
     logger.disabled = True  # the import sets a level of its own
     try:
-        import coremltools as module  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        from coremltools.libmilstoragepython import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-            _BlobStorageWriter,  # noqa: F401  (absent from wheels without binaries, which import all the same)
-        )
+        import coremltools as module
+        import coremltools.libmilstoragepython  # absent where no binaries are built, and not missed by the import above
     except ImportError as error:
         raise OptionError(f"coremltools cannot be used here ({error}): {_ADVICE}") from error
     finally:
