@@ -10,7 +10,6 @@ try:
 except OptionError as error:  # a wrong path costs speed alone
     warnings.warn(str(error), stacklevel=2)
 
-from mlx_depth.checkpoint import Quantization
 from mlx_depth.colormaps import COLORMAPS
 from mlx_depth.errors import (
     CheckpointError,
@@ -23,6 +22,7 @@ from mlx_depth.errors import (
 from mlx_depth.image import ImageInfo, LoadedImage, load_image
 from mlx_depth.predictor import DepthModel, load, predict
 from mlx_depth.processor import Processor
+from mlx_depth.quantization import Quantization
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
 

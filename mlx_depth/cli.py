@@ -19,7 +19,6 @@ from typing import Any
 from tqdm import tqdm
 
 from mlx_depth import __version__, hub
-from mlx_depth.checkpoint import DTYPES
 from mlx_depth.colormaps import COLORMAPS
 from mlx_depth.describe import describe_model, models_table
 from mlx_depth.errors import MlxDepthError
@@ -29,6 +28,7 @@ from mlx_depth.processor import InputSize
 from mlx_depth.ranks import Ranks, join_ranks
 from mlx_depth.registry import ModelSpec, find_model
 from mlx_depth.save import FORMATS
+from mlx_depth.tensor_files import DTYPES
 
 PROGRESS_SECONDS = 10  # between the progress lines of a rank
 _PROGRESS_LINE = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"

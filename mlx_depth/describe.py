@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth import hub
-from mlx_depth.checkpoint import DTYPES
 from mlx_depth.errors import ModelNotFoundError
 from mlx_depth.predictor import fetch
 from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, list_models
+from mlx_depth.tensor_files import DTYPES
 from mlx_depth.weights import parameter_shapes
 
 

@@ -1,11 +1,13 @@
 """Folders of photos to folders of results: finding images, naming outputs, skipping what is done."""
 
+import ctypes
 import glob
 import importlib.util
 import itertools
 import json
 import os
 import re
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +27,7 @@ from mlx_depth.save import FORMATS, atomic_write, save, sidecar
 
 DEFAULT_FORMATS = ("npy", "color")
 WRITING_THREADS = 4  # packing a PNG takes longer than a small network on a GPU
+TRIM_EVERY = 50  # images
 # What is taken from a folder or a pattern; a file that is named outright may be called anything.
 # fmt: off
 IMAGE_SUFFIXES = frozenset([
@@ -394,7 +397,9 @@ def predict_files(
         on_error=fail,
     )
     with _writers() as writers:
-        for result in results:
+        for number, result in enumerate(results):
+            if number % TRIM_EVERY == 0:
+                _trim_heap()
             written.append(writers.submit(_write, waiting.popleft(), result, out, settings, overwrite))
             yield from _finished(written, at_most=max(batch_size, WRITING_THREADS))
         yield from _finished(written, at_most=0)
@@ -415,6 +420,13 @@ def _finished(written: deque[Outcome | Future[Outcome]], *, at_most: int) -> Ite
     while written and (len(written) > at_most or _is_ready(written[0])):
         outcome = written.popleft()
         yield outcome.result() if isinstance(outcome, Future) else outcome
+
+
+def _trim_heap() -> None:
+    """Give free memory back, of which glibc keeps ever more small pieces where images differ in size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _is_ready(outcome: Outcome | Future[Outcome]) -> bool:

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_depth import hub, openblas
-from mlx_depth.checkpoint import DTYPES, Checkpoint, build_network, read_checkpoint
+from mlx_depth.checkpoint import Checkpoint, build_network, read_checkpoint
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.image import ImageSource, LoadedImage, load_image
 from mlx_depth.models.family import Reference
@@ -24,6 +24,7 @@ from mlx_depth.postprocess import resize_depth
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.registry import MODELS, ModelSpec, find_model
 from mlx_depth.result import DepthResult
+from mlx_depth.tensor_files import DTYPES
 
 DEFAULT_MODEL = "depth-anything-v2-small"
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU

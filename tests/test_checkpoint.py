@@ -13,17 +13,12 @@ from safetensors.numpy import save_file
 from support import correlation
 
 import mlx_depth
-from mlx_depth.checkpoint import (
-    Quantization,
-    build_network,
-    quantize_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-    write_safetensors,
-)
+from mlx_depth.checkpoint import build_network, quantize_checkpoint, read_checkpoint, write_checkpoint
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.models.depth_anything import depth_anything_config
+from mlx_depth.quantization import Quantization
 from mlx_depth.registry import DEMO_FOLDER, MODELS
+from mlx_depth.tensor_files import write_safetensors
 
 TINY = {"size": "tiny"}
 
@@ -153,7 +148,7 @@ def test_nothing_is_left_of_a_failed_write(hub_folder, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("mlx_depth.checkpoint._write_file", fail)
+    monkeypatch.setattr("mlx_depth.tensor_files._write_file", fail)
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(read_checkpoint(hub_folder), tmp_path / "out", source={}, card="")
     assert list(tmp_path.iterdir()) == []

@@ -13,12 +13,14 @@ PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
     {"errors", "openblas"},
-    {"result", "image", "weights", "nn", "colormaps", "ranks"},
+    {"result", "image", "weights", "nn", "colormaps", "ranks", "quantization"},
+    {"tensor_files"},
     {"postprocess", "backbones", "heads", "save"},
     {"models"},
     {"processor"},
     {"registry"},
-    {"checkpoint", "hub"},
+    {"recognise", "hub"},
+    {"checkpoint"},
     {"predictor"},
     {"files", "describe"},
     {"cli"},

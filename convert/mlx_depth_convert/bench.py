@@ -21,11 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mlx_depth import openblas
-from mlx_depth.checkpoint import DTYPES, Quantization, build_network, quantize_checkpoint
+from mlx_depth.checkpoint import build_network, quantize_checkpoint
 from mlx_depth.errors import OptionError
 from mlx_depth.predictor import DEFAULT_MODEL, resolve_dtype
 from mlx_depth.processor import InputSize
+from mlx_depth.quantization import Quantization
 from mlx_depth.save import atomic_write
+from mlx_depth.tensor_files import DTYPES
 from mlx_depth_convert.inspect_model import PLOT_SUFFIXES, new_figure
 from mlx_depth_convert.opening import open_checkpoint
 

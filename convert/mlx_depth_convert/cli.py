@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlx_depth.checkpoint import BITS, DTYPES, GROUP_SIZES
 from mlx_depth.predictor import DEFAULT_MODEL
 from mlx_depth.processor import InputSize
+from mlx_depth.quantization import BITS, GROUP_SIZES
 from mlx_depth.save import atomic_write
+from mlx_depth.tensor_files import DTYPES
 from mlx_depth_convert.coreml.cli import add_coreml_verbs
 
 _SOURCE = "name, owner/name[@revision], folder, or .safetensors, .pth, .pt, .bin or .gguf file"

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from mlx_depth import hub
 from mlx_depth.checkpoint import (
     Checkpoint,
-    Quantization,
     expand_checkpoint,
     packable_layers,
     quantize_checkpoint,
@@ -20,6 +19,7 @@ from mlx_depth.checkpoint import (
 )
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.predictor import resolve_dtype
+from mlx_depth.quantization import Quantization
 from mlx_depth.registry import ModelSpec
 from mlx_depth.weights import check_complete
 from mlx_depth_convert.opening import Origin, open_checkpoint

@@ -10,11 +10,12 @@ from typing import cast
 
 import mlx.core as mx
 
-from mlx_depth.checkpoint import Checkpoint, assemble_checkpoint, read_checkpoint, weight_files
+from mlx_depth.checkpoint import Checkpoint, assemble_checkpoint, read_checkpoint
 from mlx_depth.errors import CheckpointError
 from mlx_depth.hub import is_name
 from mlx_depth.predictor import locate_model
 from mlx_depth.registry import find_model
+from mlx_depth.tensor_files import weight_files
 from mlx_depth_convert.sources import gguf, stage, torch_pickle
 
 READERS = {

@@ -43,7 +43,7 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
         value: ``(B, heads, M, D)``, float32.
         scale: Factor of the scores before the softmax.
     Returns:
-        ``(B, heads, N, D)``; NaN where a query meets a score that is infinite or NaN.
+        ``(B, heads, N, D)``; NaN where a query meets a score of NaN or plus infinity.
 
     Same numbers as ``mx.fast.scaled_dot_product_attention`` within 1e-6; proved by ``tests/nn/test_cpu.py``.
     """

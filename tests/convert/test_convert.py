@@ -26,9 +26,10 @@ from support import correlation
 
 import mlx_depth
 from mlx_depth import hub
-from mlx_depth.checkpoint import Quantization, quantize_checkpoint, read_checkpoint, write_checkpoint
+from mlx_depth.checkpoint import quantize_checkpoint, read_checkpoint, write_checkpoint
 from mlx_depth.cli import main
 from mlx_depth.errors import CheckpointError, ModelNotFoundError, OptionError, SaveError
+from mlx_depth.quantization import Quantization
 from mlx_depth.registry import MODELS
 
 SMALL_LINEAR = 12 * (4 * 384 * 384 + 2 * 384 * 1536)  # weights of the backbone's linear layers

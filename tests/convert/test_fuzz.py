@@ -21,8 +21,8 @@ from mlx_depth_convert.sources import gguf as gguf_source
 from mlx_depth_convert.sources import torch_pickle
 from support import require, seeded
 
-from mlx_depth.checkpoint import _load_file, write_safetensors
 from mlx_depth.errors import MlxDepthError
+from mlx_depth.tensor_files import load_file, write_safetensors
 
 ROUNDS = {"pickle": 4000, "zip": 2000, "legacy": 1500, "safetensors": 1500, "gguf": 1000}
 MAX_GROWTH = 64 << 20  # bytes; the files have less than 5 kB, and a hostile size in them is at least 2 GB
@@ -90,7 +90,7 @@ def read_gguf(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> None:
-    mx.eval(list(_load_file(path).values()))
+    mx.eval(list(load_file(path).values()))
 
 
 READERS: dict[str, Callable[[Path], None]] = {

@@ -16,8 +16,9 @@ from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
 from support import require
 
-from mlx_depth.checkpoint import Quantization, quantize_checkpoint
+from mlx_depth.checkpoint import quantize_checkpoint
 from mlx_depth.errors import OptionError
+from mlx_depth.quantization import Quantization
 
 require("coreml", "coremltools")
 

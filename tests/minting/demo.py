@@ -11,7 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_depth.checkpoint import Quantization, quantize_checkpoint, read_checkpoint, write_checkpoint
+from mlx_depth.checkpoint import quantize_checkpoint, read_checkpoint, write_checkpoint
+from mlx_depth.quantization import Quantization
 from mlx_depth.registry import DEMO_FOLDER, MODELS
 
 

@@ -171,7 +171,8 @@ def test_the_configs_of_upstream_are_ours():
 
 def test_quantized_and_expanded_networks_agree(tmp_path):
     """A packed layer and the plain layer that the CPU computes with hold the same weights."""
-    from mlx_depth.checkpoint import Quantization, quantize_checkpoint
+    from mlx_depth.checkpoint import quantize_checkpoint
+    from mlx_depth.quantization import Quantization
 
     checkpoint = read_checkpoint(reference.save(reference.model("tiny"), tmp_path))
     packed = quantize_checkpoint(checkpoint, Quantization(bits=8, group_size=32))

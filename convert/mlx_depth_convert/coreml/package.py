@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth import hub
-from mlx_depth.checkpoint import Checkpoint, _dequantized
+from mlx_depth.checkpoint import Checkpoint
 from mlx_depth.predictor import fetch
+from mlx_depth.quantization import dequantized
 from mlx_depth.registry import ModelSpec, find_model
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.coreml import tools
@@ -117,7 +118,7 @@ def plain_weights(checkpoint: Checkpoint) -> Weights:
     """The weights, those of quantized layers expanded when they are used."""
     if checkpoint.quantization is None:
         return checkpoint.weights
-    return _dequantized(checkpoint.weights, checkpoint.quantization)
+    return dequantized(checkpoint.weights, checkpoint.quantization)
 
 
 def _write(path: Path, job: _Job) -> Path:

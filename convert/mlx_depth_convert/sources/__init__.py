@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_depth.checkpoint import write_safetensors
+from mlx_depth.tensor_files import write_safetensors
 
 
 @dataclass(frozen=True)
