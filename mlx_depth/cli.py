@@ -28,7 +28,7 @@ from mlx_depth.processor import InputSize
 from mlx_depth.ranks import Ranks, join_ranks
 from mlx_depth.registry import ModelSpec, find_model
 from mlx_depth.save import FORMATS
-from mlx_depth.tensor_files import DTYPES
+from mlx_depth.tensor_files import DTYPES, dtype_name
 
 PROGRESS_SECONDS = 10  # between the progress lines of a rank
 _PROGRESS_LINE = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
@@ -109,7 +109,7 @@ def _run_predict(options: argparse.Namespace) -> int:
     out = options.out.expanduser()
     settings = Settings(
         model=find_model(options.model).name if hub.is_name(options.model) else options.model,
-        dtype=str(resolve_dtype(options.dtype)).removeprefix("mlx.core."),
+        dtype=dtype_name(resolve_dtype(options.dtype)),
         revision=options.revision,
         input_size=options.input_size,
         formats=tuple(dict.fromkeys(formats)),
@@ -241,7 +241,7 @@ def _aligned(rows: list[dict[str, Any]]) -> str:
 def _lines(facts: Mapping[str, Any], indent: str = "", show: Callable[[Any], str] | None = None) -> Iterator[str]:
     for name, value in facts.items():
         cell = show or (_megabytes if name.endswith("_bytes") else _cell)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield f"{indent}{name}:"
             yield from _lines(value, indent + "  ", cell)
         else:
@@ -255,7 +255,7 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    return "–" if value is None else str(value)
+    return "–" if value is None or value == {} else str(value)
 
 
 def _megabytes(count: int) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth import hub
+from mlx_depth.checkpoint import read_checkpoint
 from mlx_depth.errors import ModelNotFoundError
-from mlx_depth.predictor import fetch
 from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, list_models
-from mlx_depth.tensor_files import DTYPES
+from mlx_depth.tensor_files import DTYPES, dtype_name
 from mlx_depth.weights import parameter_shapes
 
 
@@ -51,7 +51,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     """What the registry and, where the weights are on this disk, the checkpoint say of a model.
 
     Args:
-        source: As for ``load``; nothing is downloaded.
+        source: As for ``load``; the Hub is not asked, and nothing is downloaded.
     Returns:
         Facts by name, ready for JSON. ``memory_bytes`` are those of the float parameters once loaded. What only
         the checkpoint can tell is left out for a model of the registry that is not on this disk.
@@ -62,18 +62,22 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     Proved by ``tests/test_describe.py``.
     """
     spec = _registered(source)
-    if spec is not None and not is_here(spec):
+    location = _find_here(source, spec)
+    if location is None and spec is not None:
         return _spec_facts(spec)
-    if spec is None and not hub.is_path(source):
-        _check_here(str(source))
-    checkpoint, revision = fetch(source)
+    if location is None:
+        raise ModelNotFoundError(
+            f"{source} is not on this disk, and info downloads nothing: run mlx-depth predict --model {source} first."
+        )
+    published = spec if location.repo is not None else None
+    checkpoint = read_checkpoint(location.path, published, name=location.repo)
     weights = checkpoint.weights.values()
     return {
         **_spec_facts(checkpoint.spec),
         "dialect": checkpoint.dialect,
-        "revision": revision,
+        "revision": location.revision,
         "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
-        "dtypes": sorted({str(array.dtype).removeprefix("mlx.core.") for array in weights}),
+        "dtypes": sorted({dtype_name(array.dtype) for array in weights}),
         "tensors": len(checkpoint.weights),
         "disk_bytes": sum(array.nbytes for array in weights),
     }
@@ -83,14 +87,16 @@ def _registered(source: str | Path) -> ModelSpec | None:
     """The registry's entry of a name, an alias or a Hub repository."""
     if hub.is_name(source):
         return find_model(str(source))
-    return next((spec for spec in list_models() if spec.hub_id == source), None)
+    repo = str(source).partition("@")[0]
+    return next((spec for spec in list_models() if spec.hub_id == repo), None)
 
 
-def _check_here(source: str) -> None:
-    if not Path(source).exists() and not hub.is_cached(source.partition("@")[0]):
-        raise ModelNotFoundError(
-            f"{source} is not on this disk, and info downloads nothing: run mlx-depth predict --model {source} first."
-        )
+def _find_here(source: str | Path, spec: ModelSpec | None) -> hub.Location | None:
+    if spec is None or not hub.is_name(source):
+        return hub.find_here(source)
+    if spec.folder is not None:
+        return hub.Location(spec.folder)
+    return None if spec.hub_id is None else hub.find_here(spec.hub_id)
 
 
 def _spec_facts(spec: ModelSpec) -> dict[str, Any]:

@@ -398,7 +398,7 @@ def predict_files(
     )
     with _writers() as writers:
         for number, result in enumerate(results):
-            if number % TRIM_EVERY == 0:
+            if number % TRIM_EVERY == TRIM_EVERY - 1:
                 _trim_heap()
             written.append(writers.submit(_write, waiting.popleft(), result, out, settings, overwrite))
             yield from _finished(written, at_most=max(batch_size, WRITING_THREADS))

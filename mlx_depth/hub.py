@@ -110,6 +110,28 @@ def locate(
     return _remote(repo, revision or "main", progress, wanted)
 
 
+def find_here(source: str | Path) -> Location | None:
+    """Find a checkpoint on this machine alone; asks nobody and downloads nothing.
+
+    Args:
+        source: As for ``locate``.
+    Returns:
+        The local files; None for a repository, or a revision of it, that is not in the Hugging Face cache.
+    Raises:
+        ModelNotFoundError: If a local path leads to no checkpoint, or the source cannot be a repository.
+        OptionError: If the source ends with ``@``.
+
+    Proved by ``tests/test_hub.py`` and ``tests/test_describe.py``.
+    """
+    if is_path(source):
+        return locate(source)
+    repo, revision = _split_revision(str(source), None)
+    if revision is None and _holds_checkpoint(Path(repo)):
+        return _local(Path(repo), (_WEIGHTS,))
+    folder = _cached(repo, revision or "main", (_WEIGHTS,))
+    return None if folder is None else Location(folder, repo, folder.name)
+
+
 def is_cached(repo: str) -> bool:
     """Whether a repository is in the Hugging Face cache; asks nobody.
 

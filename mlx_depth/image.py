@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = """(
     str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any] | mx.array
+    | LoadedImage
 )"""
 
 MAX_PIXELS = 268_435_456
@@ -79,6 +80,10 @@ _FILM_FOCAL_MM = (1.0, 3000.0)
 _UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 
 
+# An image that was opened decodes itself at its first use, and several threads may be given the same one.
+_PILLOW_OBJECTS = threading.Lock()
+
+
 @dataclass(frozen=True)
 class ImageInfo:
     """What is known of an image beside its pixels."""
@@ -114,7 +119,8 @@ def load_image(
     first frame is read. A PIL image in mode I counts as 16-bit; one in mode F must hold 0..1.
 
     Args:
-        source: Path (``~`` works), http(s) URL, encoded bytes, binary file, PIL image, or array (NumPy, MLX).
+        source: Path (``~`` works), http(s) URL, encoded bytes, binary file, PIL image, or array (NumPy, MLX);
+            a ``LoadedImage`` comes back as it is.
             Arrays are ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` RGB or ``(H, W, 4)`` RGBA, of uint8, uint16,
             bool, or floats in 0..1.
         background: RGB colour, 0..255, under transparent pixels.
@@ -131,8 +137,11 @@ def load_image(
     ``tests/test_image.py``.
     """
     _check_options(background, max_pixels, timeout)
+    if isinstance(source, LoadedImage):
+        return source
     if isinstance(source, Image.Image):
-        return _from_pil(source, "<PIL image>", background, max_pixels)
+        with _PILLOW_OBJECTS:
+            return _from_pil(source, "<PIL image>", background, max_pixels)
     if isinstance(source, np.ndarray) or _is_mlx(source):
         return _from_array(_to_numpy(source), background)
     with _open(source, timeout) as (stream, name):
@@ -176,7 +185,7 @@ def _open_path(name: str) -> IO[bytes]:
     except FileNotFoundError as error:
         raise ImageError(f"there is no image {name}: check the path.") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder: give the path of one image in it.") from error
+        raise ImageError(f"{path} is a folder: give the path of one image in it.") from error
     except PermissionError as error:
         raise ImageError(f"{name} may not be read: change its permissions.") from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -192,6 +201,8 @@ def _read_file(file: Any) -> tuple[IO[bytes], str]:
         raise ImageError(f"{name} cannot be read ({error}): open it again for reading, with 'rb'.") from error
     if not isinstance(data, bytes):
         raise ImageError(f"{name} gives {type(data).__name__} instead of bytes: open it with 'rb'.")
+    if not data:
+        raise ImageError(f"{name} gives no bytes, it is empty or at its end: seek(0) takes it back to its start.")
     return io.BytesIO(data), name
 
 

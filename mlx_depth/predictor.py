@@ -24,7 +24,7 @@ from mlx_depth.postprocess import resize_depth
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.registry import MODELS, ModelSpec, find_model
 from mlx_depth.result import DepthResult
-from mlx_depth.tensor_files import DTYPES
+from mlx_depth.tensor_files import DTYPES, dtype_name
 
 DEFAULT_MODEL = "depth-anything-v2-small"
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
@@ -34,7 +34,7 @@ WINDOW = 4  # batches' worth of images that may wait for others of their size
 OnError = Callable[[ImageSource, ImageError], None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DepthModel:
     """A model in memory, ready to predict.
 
@@ -51,6 +51,9 @@ class DepthModel:
     processor: Processor
     dtype: mx.Dtype
     revision: str | None = None
+
+    def __repr__(self) -> str:
+        return f"DepthModel({self.spec.name!r}, {self.spec.depth_kind.description}, {dtype_name(self.dtype)})"
 
     def predict(self, image: ImageSource, *, input_size: InputSize | None = None) -> DepthResult:
         """Predict the depth of one image.
@@ -80,6 +83,8 @@ class DepthModel:
         """Predict many images of any mix of sizes; decoding runs ahead of the network.
 
         Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait.
+        Where sizes change, MLX's idle buffers are given back once they exceed an eighth of ``mx.get_memory_limit()``;
+        ``mx.set_cache_limit`` sets a tighter limit for the whole process, which this library leaves as it is.
 
         Args:
             images: A list or any iterator of what ``predict`` takes.
@@ -95,12 +100,15 @@ class DepthModel:
 
         Proved by ``tests/test_predictor.py``.
         """
+        if isinstance(images, (str, bytes, bytearray, memoryview, Path, LoadedImage)):
+            raise OptionError("predict_batch takes a list or iterator of images, and this is one: use predict.")
         self.check_input_size(input_size)
         return predict_stream(lambda: self, images, batch_size=batch_size, input_size=input_size, on_error=on_error)
 
     def check_input_size(self, input_size: InputSize | None) -> None:
         """Raise OptionError if an input size cannot work, so that no image is blamed for it."""
-        self.processor.network_size((1, 1), input_size)
+        side = self.processor.input_size if input_size is None else input_size
+        self.processor.network_size(side if isinstance(side, tuple) else (side, side), input_size)
 
     def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> tuple[int, int] | ImageError:
         try:
@@ -135,7 +143,7 @@ class DepthModel:
             focal_length_px=image.info.focal_length_px,
             max_depth=self.spec.config.max_depth,
             revision=self.revision,
-            dtype=str(self.dtype).removeprefix("mlx.core."),
+            dtype=dtype_name(self.dtype),
             licence=self.spec.licence,
             source=image.info.source,
         )
@@ -343,7 +351,7 @@ def predict(
 
 
 def _are_many(image: Any) -> bool:
-    if isinstance(image, (str, bytes, bytearray, memoryview)) or hasattr(image, "read"):
+    if isinstance(image, (str, bytes, bytearray, memoryview, LoadedImage)) or hasattr(image, "read"):
         return False
     return isinstance(image, (Sequence, Iterator))
 
@@ -404,13 +412,22 @@ def _decode_ahead(
 ) -> Iterator[tuple[ImageSource, LoadedImage | ImageError]]:
     queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
     for source in images:
-        queue.append((source, pool.submit(_try_load, source)))
+        queue.append((source, _start_loading(pool, source)))
         if len(queue) > ahead:
             source, future = queue.popleft()
             yield source, future.result()
     while queue:
         source, future = queue.popleft()
         yield source, future.result()
+
+
+def _start_loading(pool: ThreadPoolExecutor, source: ImageSource) -> Future[LoadedImage | ImageError]:
+    """Load in a thread; but an MLX array here: only the thread that made it can evaluate it."""
+    if not isinstance(source, mx.array):
+        return pool.submit(_try_load, source)
+    loaded: Future[LoadedImage | ImageError] = Future()
+    loaded.set_result(_try_load(source))
+    return loaded
 
 
 def _try_load(source: ImageSource) -> LoadedImage | ImageError:

@@ -1,7 +1,7 @@
 """How a photo becomes network input, as data: size rule, resampling and normalisation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -190,8 +190,29 @@ class Processor:
         return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
 
 
-# Keys of preprocessor_config.json that Processor reads.
-_READ_KEYS = ("size", "ensure_multiple_of", "keep_aspect_ratio", "image_mean", "image_std")
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_square(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"height", "width"} and value["height"] == value["width"]
+
+
+def _are_three(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
+
+
+# Keys of preprocessor_config.json that Processor reads, and what their values have to be.
+_READ_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "size": (
+        "an equal height and width, whole numbers above 0",
+        lambda value: _is_square(value) and _is_count(value["height"]),
+    ),
+    "ensure_multiple_of": ("a whole number above 0", _is_count),
+    "keep_aspect_ratio": ("true or false", lambda value: isinstance(value, bool)),
+    "image_mean": ("three numbers", _are_three),
+    "image_std": ("three numbers above 0", lambda value: _are_three(value) and min(value) > 0),
+}
 # Keys that change pixels, with the only values that Processor knows.
 _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "image_processor_type": ("DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"),
@@ -241,9 +262,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
                 f"preprocessor_config.json has {key} = {config[key]!r}, but only {known[0]!r} is supported: "
                 "correct the file, or pass pixel values to the network yourself."
             )
-    size = config["size"]
-    if not isinstance(size, Mapping) or set(size) != {"height", "width"} or size["height"] != size["width"]:
-        raise CheckpointError(
-            f"preprocessor_config.json has size = {size!r}, but an equal height and width are needed: correct the "
-            "file, and give other sizes as input_size."
-        )
+    for key, (wanted, is_right) in _READ_KEYS.items():
+        if not is_right(config[key]):
+            raise CheckpointError(
+                f"preprocessor_config.json has {key} = {config[key]!r:.60}, not {wanted}: "
+                "take the file of the original checkpoint, and give other sizes as input_size."
+            )

@@ -66,6 +66,8 @@ class Ranks:
 
         Raises:
             OptionError: If a rank has gone.
+
+        Proved by ``tests/test_ranks.py``.
         """
         if self.size > 1:
             self._gather([0])

@@ -41,6 +41,7 @@ _METADATA_KEY = "mlx_depth"
 _LEVELS = 65535
 _MILLIMETRES, _KITTI = 1000, 256  # levels a metre
 _IMAGE_DESCRIPTION = 270  # TIFF 6.0, section 8
+_PNG_LEVEL = 4  # half the time of zlib's default, 6; 16-bit files are 4 % larger, colour pictures 30 %
 
 
 def save(
@@ -260,7 +261,7 @@ def _write_png(pixels: _Pixels, metadata: str, stream: BinaryIO) -> None:
 
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(_METADATA_KEY, metadata)
-    Image.fromarray(pixels).save(stream, "PNG", pnginfo=chunks)
+    Image.fromarray(pixels).save(stream, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
 
 
 def _write_jpeg(pixels: _Pixels, metadata: str, stream: BinaryIO) -> None:

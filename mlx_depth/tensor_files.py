@@ -43,6 +43,11 @@ _SAFETENSORS_TYPES = {
 }
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """``"float32"`` for ``mx.float32``."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def read_tensors(path: Path) -> dict[str, mx.array]:
     """Name to lazy array of all safetensors that ``weight_files`` lists; a repeated name is an error."""
     tensors: dict[str, mx.array] = {}

@@ -106,7 +106,9 @@ def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) ->
     elif isinstance(rule, Split):
         count = len(rule.targets)
         if tensor.ndim == 0 or tensor.shape[0] % count:
-            raise CheckpointError(f"{name}: shape {tensor.shape} cannot be cut into {count} equal parts")
+            raise CheckpointError(
+                f"{name}: shape {tensor.shape} cannot be cut into {count} equal parts. Download the checkpoint again."
+            )
         parts = mx.split(tensor, count)
         yield from ((target.format(**fields), part) for target, part in zip(rule.targets, parts, strict=True))
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -196,6 +198,38 @@ def small_authors_file(tmp_path_factory) -> Path:
     return path
 
 
+MEASURE = """
+import sys
+import mlx.core as mx
+import mlx_depth
+from mlx_depth.predictor import fetch
+
+def high_water():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+fetch(sys.argv[1])
+mx.eval(mx.zeros(1))
+before = high_water()
+model = mlx_depth.load(sys.argv[1], dtype=sys.argv[2])
+print(high_water() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("naming", ["original", "mlx"])
+def test_loading_holds_no_second_copy(naming, dtype, small_authors_file, tmp_path):
+    """As they are and converted, split (the authors' fused queries, keys and values) and whole."""
+    path = Path(shutil.copy(small_authors_file, tmp_path / "depth_anything_v2_vits.safetensors"))
+    if naming == "mlx":
+        path = write_checkpoint(read_checkpoint(path), tmp_path / "ours", source={}, card="")
+    command = [sys.executable, "-c", MEASURE, str(path), dtype]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    weights = {"float16": 2, "float32": 4}[dtype] * MODELS["depth-anything-v2-small"].parameters
+    assert 0.5 * weights < grown < 1.3 * weights
+
+
 def rewrite(folder: Path, change) -> None:
     """Apply ``change`` to the folder's tensors."""
     tensors = {name: np.array(value) for name, value in mx.load(str(folder / "model.safetensors")).items()}
@@ -248,6 +282,43 @@ def test_another_architecture(key, value, folder):
     edit_config(folder, backbone={key: value})
     with pytest.raises(CheckpointError, match=f"{key} is .* and only .* is supported"):
         mlx_depth.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "backbone", "message"),
+    [
+        ({"depth_estimation_type": "disparity"}, {}, "depth_estimation_type is 'disparity', neither"),
+        ({"depth_estimation_type": "metric", "max_depth": None}, {}, "max_depth is None, not a number above 0"),
+        ({"depth_estimation_type": "metric", "max_depth": "20"}, {}, "max_depth is '20', not a number above 0"),
+        ({"max_depth": -1}, {}, "max_depth is -1, not a number above 0"),
+        ({"neck_hidden_sizes": None}, {}, "neck_hidden_sizes is None, not a list of 4 whole numbers above 0"),
+        ({"neck_hidden_sizes": [8, 8, 8]}, {}, "not a list of 4 whole numbers"),
+        ({"fusion_hidden_size": "64"}, {}, "fusion_hidden_size is '64', not a whole number above 0"),
+        ({}, {"out_indices": 5}, "out_indices is 5, not a list of 4 whole numbers above 0"),
+        ({}, {"out_indices": [1, 2, 3, "4"]}, "not a list of 4 whole numbers above 0"),
+        ({}, {"out_indices": [-4, -3, -2, -1]}, "not a list of 4 whole numbers above 0"),
+        ({}, {"out_indices": [1, 2, 3, 99]}, r"out_layers \(zero-based\) are \(0, 1, 2, 98\), not rising and below 4"),
+        ({}, {"out_indices": [4, 3, 2, 1]}, "not rising"),
+        ({}, {"out_indices": [1, 1, 2, 3]}, "not rising"),
+        ({}, {"hidden_size": 0}, "hidden_size is 0, not a whole number above 0"),
+        ({}, {"num_attention_heads": 5}, "5 heads cannot share an embed_dim of 32"),
+        ({}, {"patch_size": 0}, "patch_size is 0, not a whole number above 0"),
+        ({}, {"image_size": [518, 518]}, r"image_size is \[518, 518\], not a whole number above 0"),
+    ],
+)
+def test_impossible_values(model, backbone, message, folder):
+    edit_config(folder, **model, backbone=backbone)
+    with pytest.raises(CheckpointError, match=message):
+        mlx_depth.load(folder)
+
+
+@pytest.mark.parametrize(("max_depth", "factor"), [(None, 1.0), (1, 1.0), (2, 2.0)])
+def test_max_depth_is_a_factor_of_relative_depth_too(max_depth, factor, folder):
+    """As in upstream's head; null stands for 1 in older files."""
+    edit_config(folder, max_depth=max_depth)
+    spec = read_checkpoint(folder).spec
+    assert spec.config.head.max_depth == factor
+    assert spec.config.max_depth is None, "relative depth has no range in metres"
 
 
 def test_a_minimal_config_takes_transformers_defaults(folder):

@@ -148,6 +148,70 @@ def test_results_are_those_of_the_library(photos: Path, tmp_path: Path) -> None:
     assert len(list(out.iterdir())) == 9
 
 
+# Writing beside the network.
+
+
+def test_writing_overlaps_and_keeps_the_order(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The first result cannot be written before the last one is: only threads of its own let it end."""
+    last_begun = threading.Event()
+    save = files.save
+
+    def slow_first(result: mlx_depth.DepthResult, file: Path, **options: object) -> Path:
+        if file.name == "2.npy":
+            last_begun.set()
+        assert last_begun.wait(30) or file.name != "0.npy"
+        return save(result, file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "save", slow_first)
+    out = tmp_path / "out"
+    assert main("predict", photos, "-o", out, *DEMO, "--format", "npy") == 0
+    names = [f"{out}/{number}.{end}" for number in range(3) for end in ("npy", "json")]
+    assert capsys.readouterr().out.split() == names
+
+
+def writing_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mlx-depth-write")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_results_that_wait_to_be_written_are_bounded(batch_size: int, tmp_path: Path, monkeypatch) -> None:
+    """A disk that hangs stops the network, and an early end cancels what waits but finishes what was begun."""
+    for number in range(30):
+        photo(20, 20).save(tmp_path / f"{number:02}.png")
+    jobs, _ = files.find_images([str(tmp_path)])
+    most = max(batch_size, files.WRITING_THREADS) + 1
+    disk = threading.Event()
+    predicted: list[mlx_depth.DepthResult] = []
+    write, predict_stream = files._write, files.predict_stream
+
+    def counted(*arguments: object, **options: object) -> Iterator[mlx_depth.DepthResult]:
+        for result in predict_stream(*arguments, **options):  # type: ignore[arg-type]
+            predicted.append(result)
+            if len(predicted) == most:
+                threading.Timer(0.5, disk.set).start()
+            yield result
+
+    def hanging(*arguments: object) -> files.Outcome:
+        disk.wait(30)
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "predict_stream", counted)
+    monkeypatch.setattr(files, "_write", hanging)
+    settings = files.Settings("mlx-depth-demo", "float32", input_size=28, formats=("npy",))
+    model = mlx_depth.load("mlx-depth-demo")
+    outcomes = files.predict_files(lambda: model, jobs, tmp_path / "out", settings, batch_size=batch_size)
+    first = next(outcomes)
+    assert len(predicted) == most
+    outcomes.close()
+    assert writing_threads() == []
+    assert first.error is None
+    names = sorted(
+        file.stem for file in (tmp_path / "out").iterdir()
+    )  # no temporary file, no array without its sidecar
+    assert names == sorted([f"{number:02}" for number in range(len(names) // 2)] * 2)
+    assert 2 <= len(names) <= 2 * most
+
+
 # What is done and left alone.
 
 

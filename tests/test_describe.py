@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_depth
-from mlx_depth import describe, hub
+from mlx_depth import hub
 from mlx_depth.describe import describe_model, models_table
 from mlx_depth.errors import CheckpointError, ModelNotFoundError
 from mlx_depth.registry import DEMO_FOLDER, MODELS
@@ -19,9 +19,9 @@ OF_CHECKPOINT = {"dialect", "revision", "quantization", "dtypes", "tensors", "di
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is in the cache, and asking for a download fails the test."""
-    monkeypatch.setattr(hub, "is_cached", lambda repo: False)
-    monkeypatch.setattr(describe, "fetch", lambda source: pytest.fail(f"{source} would be downloaded"))
+    """Nothing is in the cache, and asking the Hub fails the test."""
+    monkeypatch.setattr(hub, "_cached", lambda *_: None)
+    monkeypatch.setattr(hub, "_ask", lambda repo, _: pytest.fail(f"the Hub is asked for {repo}"))
 
 
 def test_table_is_the_registry(offline: None) -> None:
@@ -95,6 +95,19 @@ def test_folder_of_ones_own(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"name": "my-model", "licence": None}))
     facts = describe_model(str(folder))
     assert (facts["name"], facts["licence"], facts["commercial_use"]) == ("my-model", None, None)
+
+
+def test_cached_repository_is_described_as_it_is(
+    offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the Hub holds by now: it is not asked."""
+    snapshot = shutil.copytree(DEMO_FOLDER, tmp_path / "a1b2c3")
+    cached = {("a/b", "main"): snapshot}
+    monkeypatch.setattr(hub, "_cached", lambda repo, revision, _: cached.get((repo, revision)))
+    facts = describe_model("a/b")
+    assert (facts["name"], facts["revision"]) == (DEMO, "a1b2c3")
+    with pytest.raises(ModelNotFoundError, match="a/b@v2 is not on this disk, and info downloads nothing"):
+        describe_model("a/b@v2")
 
 
 def test_nothing_there(offline: None) -> None:

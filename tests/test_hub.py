@@ -29,12 +29,13 @@ time.sleep = lambda seconds: None  # retries do not wait
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1024  # the small files come in several pieces
 from mlx_depth.errors import MlxDepthError
-from mlx_depth.hub import is_cached, locate
+from mlx_depth.hub import find_here, is_cached, locate
 source, options = json.loads(sys.argv[1])
+find = find_here if options.pop("here", False) else locate
 answer = {"cached": is_cached(source.partition("@")[0])}
 try:
-    found = locate(source, **options)
-    answer |= {"path": str(found.path), "repo": found.repo, "revision": found.revision}
+    found = find(source, **options)
+    answer |= {"path": str(found.path), "repo": found.repo, "revision": found.revision} if found else {"path": None}
 except MlxDepthError as error:
     answer |= {"error": type(error).__name__, "message": str(error)}
 print(json.dumps(answer))
@@ -155,6 +156,16 @@ def test_a_new_commit_is_downloaded(user: User) -> None:
     assert second["revision"] == user.hub.commit(REPO) != first["revision"]
     assert Path(str(second["path"]), "model.safetensors").read_text() == "better weights"
     assert user.hub.fetched() == {"model.safetensors"}  # the other files are the same
+
+
+def test_find_here_asks_nobody(user: User) -> None:
+    assert user.locate(here=True)["path"] is None
+    first = user.locate()
+    (user.hub.folder / REPO / "model.safetensors").write_text("better weights")
+    assert user.locate(here=True) == first | {"cached": True}
+    assert user.locate(f"{REPO}@{first['revision']}", here=True)["path"] == first["path"]
+    assert user.locate(f"{REPO}@v2", here=True)["path"] is None
+    assert user.hub.log == []
 
 
 def test_revision_by_argument_and_in_the_name(user: User) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -604,6 +605,13 @@ def test_empty_file(tmp_path):
         load_image(b"")
 
 
+def test_file_that_was_read_before():
+    file = io.BytesIO(encode(scene(), "PNG"))
+    load_image(file)
+    with pytest.raises(ImageError, match=r"<file> gives no bytes, it is empty or at its end: seek\(0\) takes it back"):
+        load_image(file)
+
+
 def test_text_named_png(tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("dear diary\n" * 50)
@@ -649,6 +657,15 @@ def test_closed_images_and_files(tmp_path):
         load_image(file)
     with path.open(encoding="latin-1") as text, pytest.raises(ImageError, match="gives str instead of bytes"):
         load_image(text)
+
+
+def test_one_pil_image_in_several_threads():
+    data = encode(noise(300, 400), "JPEG")
+    expected = load_image(data).pixels
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            same = [Image.open(io.BytesIO(data))] * 4  # not decoded yet
+            assert all(np.array_equal(loaded.pixels, expected) for loaded in pool.map(load_image, same))
 
 
 def test_pil_image_without_pixels():

@@ -302,6 +302,22 @@ def test_closing_the_iterator_stops_the_threads(tiny: DepthModel) -> None:
     assert decoding_threads() == []
 
 
+@pytest.mark.parametrize(("share", "cleared"), [(0.0, [1, 1, 2, 2, 3]), (1.0, [0, 0, 0, 0, 0])])
+def test_idle_buffers_are_given_back_when_sizes_change(
+    share: float, cleared: list[int], tiny: DepthModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while sizes stay, as then each buffer is of use again; nor while idle ones are a small part of the memory."""
+    tiny.predict(photo(33, 66))
+    calls: list[None] = []
+    counts = []
+    monkeypatch.setattr(predictor, "IDLE_SHARE", share)
+    monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(None))
+    for size in ((20, 20), (20, 20), (30, 45), (30, 45), (20, 20)):
+        tiny.predict(photo(*size))
+        counts.append(len(calls))
+    assert counts == cleared
+
+
 # predict(): one call for all.
 
 
@@ -406,3 +422,30 @@ def test_licence_notice_points_at_the_call(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.warns(UserWarning, match="not for commercial use") as caught:
         mlx_depth.load("da2-base")
     assert caught[0].filename == __file__
+
+
+def test_arrays_that_are_not_evaluated_yet(tiny):
+    """MLX evaluates an array in the thread that made it."""
+    random = mx.random.uniform(shape=(30, 40, 3))
+    assert [result.image_size for result in tiny.predict_batch([random * 0.5, random])] == [(30, 40)] * 2
+
+
+def test_a_loaded_image_is_one_image(tiny):
+    loaded = mlx_depth.load_image(np.zeros((30, 40, 3), np.uint8))
+    assert tiny.predict(loaded).image_size == (30, 40)
+    assert [result.image_size for result in tiny.predict_batch([loaded])] == [(30, 40)]
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", b"bytes", Path("photo.jpg")])
+def test_a_batch_is_not_one_image(tiny, one):
+    with pytest.raises(OptionError, match="takes a list or iterator of images, and this is one: use predict"):
+        tiny.predict_batch(one)
+
+
+def test_a_model_says_what_it_is(tiny):
+    assert repr(tiny) == f"DepthModel({tiny.spec.name!r}, {tiny.spec.depth_kind.description}, float32)"
+
+
+def test_an_input_size_that_is_too_large_blames_no_image(tiny):
+    with pytest.raises(OptionError, match="100000 × 100000 pixels would become"):
+        tiny.predict_batch([], input_size=100_000)

@@ -202,6 +202,13 @@ def test_our_own_form_survives_json():
         ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor"),
         ({"size": {"shortest_edge": 518}}, "shortest_edge"),
         ({"size": {"height": 392, "width": 518}}, "equal height and width"),
+        ({"size": {"height": "518", "width": "518"}}, "whole numbers above 0"),
+        ({"size": 518}, "whole numbers above 0"),
+        ({"ensure_multiple_of": 0}, "ensure_multiple_of = 0, not a whole number above 0"),
+        ({"keep_aspect_ratio": "yes"}, "keep_aspect_ratio = 'yes', not true or false"),
+        ({"image_mean": None}, "image_mean = None, not three numbers"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean = \[0.5, 0.5\], not three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, "not three numbers above 0"),
         ({"sharpen": 2}, "unknown keys: sharpen"),
     ],
 )

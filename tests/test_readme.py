@@ -14,7 +14,8 @@ from mlx_depth.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [path for path in ROOT.rglob("*.md") if not {".venv", "build", "dist"} & set(path.parts)]
+NOT_OURS = {"site-packages", "build", "dist"}  # a virtual environment may have any name
+DOCUMENTS = [path for path in ROOT.rglob("*.md") if NOT_OURS.isdisjoint(path.relative_to(ROOT).parts)]
 
 
 def test_python_blocks_run_in_order(tmp_path):

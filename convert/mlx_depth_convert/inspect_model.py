@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -60,7 +60,8 @@ class Inspection:
     def as_text(self) -> str:
         """Aligned columns for a terminal; inner modules are indented."""
         head = [field.name for field in dataclasses.fields(Row)]
-        cells = [head, *(_cells(row) for row in self.rows)]
+        names = {row.name for row in self.rows}
+        cells = [head, *(_cells(row, names) for row in self.rows)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
         return "\n".join([*(line.rstrip() for line in lines), "", self.summary])
@@ -237,8 +238,9 @@ def _count(parameters: Any) -> int:
     return sum(array.size for _, array in arrays)
 
 
-def _cells(row: Row) -> list[str]:
-    indent = "  " * row.name.count(".")
+def _cells(row: Row, names: Set[str]) -> list[str]:
+    parts = row.name.split(".")
+    indent = "  " * sum(".".join(parts[:count]) in names for count in range(1, len(parts)))
     numbers = [f"{number:.4g}" for number in (row.min, row.max, row.mean, row.std)]
     return [
         indent + row.name,

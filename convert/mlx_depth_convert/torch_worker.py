@@ -37,9 +37,13 @@ def main(model: str, batch: str, height: str, width: str, dtype: str) -> None:
 def _prepare(model: str, shape: tuple[int, ...], dtype: str) -> tuple[Callable[[], float], float]:
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as folder:
         with open_checkpoint(model) as (checkpoint, _):
-            transformers_network(checkpoint).save_pretrained(folder)
+            original = transformers_network(checkpoint)
         import torch
+        import transformers
 
+        transformers.utils.logging.disable_progress_bar()
+        original.save_pretrained(folder)
+        del original
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         start = time.perf_counter()
         network = _load(Path(folder), getattr(torch, dtype), device)
@@ -58,7 +62,6 @@ def _prepare(model: str, shape: tuple[int, ...], dtype: str) -> tuple[Callable[[
 def _load(folder: Path, dtype: Any, device: str) -> Any:
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     network = transformers.DepthAnythingForDepthEstimation.from_pretrained(folder, dtype=dtype)
     return network.eval().to(device)
 

@@ -24,8 +24,8 @@ from mlx_depth_convert.report import FINAL, DepthError, Gate, Report, StageError
 
 TRANSFORMERS = "transformers"
 
-# float32: the same numbers in another order. 8 bits: what depth-anything.cpp's q8_0 reaches. Each two bits less make
-# the quantization step 4 times as large, and with it 1 − correlation 16 times.
+# float32: the same numbers in another order. 8 bits: what the depth of depth-anything.cpp's q8_0 reaches. 6 and 4 bits
+# are extrapolated: each two bits less make the step 4 times as large, and with it 1 − correlation 16 times.
 _LOSS_8_BITS = 4e-4
 GATES = {
     "float32": Gate(1e-4, 0.99999),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_depth.errors import CheckpointError
 from mlx_depth.nn.attention import Attention
 from mlx_depth.nn.layer_scale import LayerScale
 from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
@@ -33,6 +34,18 @@ class DINOv2Config:
     table_size: int = 37  # side of the position table, in patches
     num_register_tokens: int = 0
     position_rule: PositionRule = "scale"
+
+    def __post_init__(self) -> None:
+        if min(self.embed_dim, self.num_heads) < 1 or self.embed_dim % self.num_heads:
+            raise CheckpointError(
+                f"{self.num_heads} heads cannot share an embed_dim of {self.embed_dim}: "
+                "take the config.json of the original checkpoint."
+            )
+        if list(self.out_layers) != sorted({*self.out_layers} & {*range(self.num_layers)}):
+            raise CheckpointError(
+                f"out_layers (zero-based) are {self.out_layers}, not rising and below {self.num_layers}: "
+                "take the config.json of the original checkpoint."
+            )
 
     @property
     def hidden_dim(self) -> int:

@@ -3,9 +3,10 @@
 Upstream: ``depth_anything_v2/dpt.py``, ``metric_depth/depth_anything_v2/dpt.py`` and transformers' ``depth_anything``.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +17,7 @@ from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.heads import dpt
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
 from mlx_depth.models.family import Family, Reference, Shapes, Stage
-from mlx_depth.models.transformers_config import read_keys
+from mlx_depth.models.transformers_config import check_counts, read_keys
 from mlx_depth.nn.position import PositionRule
 from mlx_depth.result import DepthKind
 from mlx_depth.weights import prefixed
@@ -124,6 +125,13 @@ _MODEL_DEFAULTS: dict[str, Any] = {
     "depth_estimation_type": "relative",
     "max_depth": 1,
 }
+_MODEL_COUNTS = {
+    "patch_size": 1,
+    "reassemble_hidden_size": 1,
+    "neck_hidden_sizes": len(dpt.RESAMPLINGS),
+    "fusion_hidden_size": 1,
+    "head_hidden_size": 1,
+}
 _MODEL_FIXED: dict[str, Any] = {
     "reassemble_factors": [4, 2, 1, 0.5],
     "head_in_index": -1,
@@ -141,6 +149,15 @@ _BACKBONE_DEFAULTS: dict[str, Any] = {
     "patch_size": 14,
     "out_indices": None,
     "use_swiglu_ffn": False,
+}
+_BACKBONE_COUNTS = {
+    "hidden_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "mlp_ratio": 1,
+    "image_size": 1,
+    "patch_size": 1,
+    "out_indices": len(dpt.RESAMPLINGS),
 }
 _BACKBONE_FIXED: dict[str, Any] = {
     "model_type": "dinov2",
@@ -171,9 +188,8 @@ def _read_transformers_config(data: Mapping[str, Any]) -> DepthAnythingConfig:
         _BACKBONE_FIXED,
         _NO_EFFECT_ON_INFERENCE,
     )
-    if backbone["out_indices"] is None or len(backbone["out_indices"]) != len(dpt.RESAMPLINGS):
-        raise CheckpointError(f"backbone_config.out_indices is {backbone['out_indices']}: four layers are needed")
-    metric = model["depth_estimation_type"] == "metric"
+    check_counts("config.json", model, _MODEL_COUNTS)
+    check_counts("backbone_config", backbone, _BACKBONE_COUNTS)
     return DepthAnythingConfig(
         DINOv2Config(
             embed_dim=backbone["hidden_size"],
@@ -191,10 +207,33 @@ def _read_transformers_config(data: Mapping[str, Any]) -> DepthAnythingConfig:
             out_channels=tuple(model["neck_hidden_sizes"]),
             hidden_channels=model["head_hidden_size"],
             patch_size=model["patch_size"],
-            activation="sigmoid" if metric else "relu",
-            max_depth=float(model["max_depth"]) if metric else 1.0,
+            activation=_transformers_activation(model["depth_estimation_type"]),
+            max_depth=_transformers_max_depth(model["max_depth"], model["depth_estimation_type"]),
         ),
     )
+
+
+def _transformers_activation(kind: Any) -> Literal["relu", "sigmoid"]:
+    if kind == "relative":
+        return "relu"
+    if kind == "metric":
+        return "sigmoid"
+    raise CheckpointError(
+        f"config.json: depth_estimation_type is {kind!r:.40}, neither 'relative' nor 'metric': "
+        "take the file of the original checkpoint."
+    )
+
+
+def _transformers_max_depth(max_depth: Any, kind: str) -> float:
+    """The factor of the output, which upstream applies to relative depth, too; older files write null for 1 there."""
+    if max_depth is None and kind == "relative":
+        return 1.0
+    if type(max_depth) not in (int, float) or not 0 < max_depth < math.inf:
+        raise CheckpointError(
+            f"config.json: max_depth is {max_depth!r:.40}, not a number above 0: "
+            "take the file of the original checkpoint."
+        )
+    return float(max_depth)
 
 
 def _recognise_original(shapes: Shapes) -> DepthAnythingConfig:

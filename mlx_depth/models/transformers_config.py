@@ -101,6 +101,28 @@ def read_keys(
     for key, value in fixed.items():
         if key in data and data[key] != value:
             raise CheckpointError(
-                f"{where}: {key} is {data[key]!r}, and only {value!r} is supported: this is another architecture"
+                f"{where}: {key} is {data[key]!r}, and only {value!r} is supported: this is another architecture. "
+                "Take the file of the original checkpoint, or another model."
             )
     return {**defaults, **{key: data[key] for key in defaults if key in data}}
+
+
+def check_counts(where: str, values: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
+    """Check the types of sizes, so that a damaged file is no puzzle deep inside the network.
+
+    Args:
+        where: What is read, for the message.
+        values: As ``read_keys`` returns them.
+        lengths: The keys to check, each with the length of its list; 1: a plain number.
+    Raises:
+        CheckpointError: If a value is not made of that many whole numbers above 0.
+    """
+    for key, length in lengths.items():
+        numbers = [values[key]] if length == 1 else values[key]
+        fits = isinstance(numbers, (list, tuple)) and len(numbers) == length
+        if not fits or not all(type(number) is int and number > 0 for number in numbers):
+            wanted = "a whole number" if length == 1 else f"a list of {length} whole numbers"
+            raise CheckpointError(
+                f"{where}: {key} is {values[key]!r:.40}, not {wanted} above 0: "
+                "take the file of the original checkpoint."
+            )

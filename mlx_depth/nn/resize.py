@@ -203,7 +203,7 @@ def _weighted_sum(x: mx.array, axis: int, indices: mx.array, weights: mx.array, 
 # Constants are made from numpy, never by an operation: what mx.compile is tracing must not be cached.
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)  # up to 4 MiB each
 def _device_matrix(rule: _AxisRule) -> mx.array:
     return mx.array(_matrix(_axis_taps(rule), rule.in_size).astype(np.float32))  # (out, in)
 

@@ -1,7 +1,8 @@
 """What reading and writing photos costs beside the network: ``python tests/benchmarks/pipeline.py [--input-size N]``.
 
 64 photos of mixed sizes go through ``predict_files`` (decode, network, resize back, write), and batches of the same
-shapes through the network alone, in turns. Prints medians of images a second, and their ratio.
+shapes through the network alone, in turns. Prints medians of images a second, and their ratio; and processor time an
+image, which other work on the machine changes less: where the network runs on the same cores, it bounds the ratio.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx_depth
 from mlx_depth.files import DEFAULT_FORMATS, Settings, find_images, predict_files
@@ -21,6 +22,22 @@ from mlx_depth.predictor import DepthModel
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
 from photos import write_photos
+
+
+class Timing(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    cpu: float  # of all threads
+
+
+def now() -> Timing:
+    return Timing(time.perf_counter(), time.process_time())
+
+
+def since(start: Timing) -> Timing:
+    end = now()
+    return Timing(end.wall - start.wall, end.cpu - start.cpu)
 
 
 class Recorder:
@@ -57,40 +74,41 @@ def main() -> None:
         recorder = Recorder(model.network)
         pipeline(replace(model, network=recorder), photos, out, settings, options.batch_size)  # also the warm-up
         network(model, recorder.shapes)
-        seconds: dict[str, list[float]] = {"network": [], "pipeline": []}
+        rounds: list[tuple[Timing, Timing]] = []
         for _ in range(options.rounds):
-            seconds["network"].append(network(model, recorder.shapes))
-            seconds["pipeline"].append(pipeline(model, photos, out, settings, options.batch_size))
-    alone, whole = (options.photos / statistics.median(seconds[name]) for name in ("network", "pipeline"))
-    print(f"{platform.machine()} {platform.system()}, {mx.default_device()}, MLX {mx.__version__}, {model.dtype}\n")
-    print("| photos | input size | batch | formats | network alone, images/s | whole pipeline, images/s | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    size = options.input_size or model.processor.input_size
-    print(
-        f"| {options.photos} | {size} | {options.batch_size} | {options.format} "
-        f"| {alone:.2f} | {whole:.2f} | {whole / alone:.1%} |"
+            alone = network(model, recorder.shapes)
+            rounds.append((alone, pipeline(model, photos, out, settings, options.batch_size)))
+    alone, whole = (
+        Timing(*(statistics.median(values) / options.photos for values in zip(*side, strict=True)))
+        for side in zip(*rounds, strict=True)
     )
+    print(f"{platform.machine()} {platform.system()}, {mx.default_device()}, MLX {mx.__version__}, {model.dtype}\n")
+    size = options.input_size or model.processor.input_size
+    print(f"{options.photos} photos, input size {size}, batches of {options.batch_size}, {options.format}\n")
+    print("| | network alone | whole pipeline | ratio |\n|---|---|---|---|")
+    print(f"| images a second | {1 / alone.wall:.2f} | {1 / whole.wall:.2f} | {alone.wall / whole.wall:.1%} |")
+    print(f"| processor ms an image | {alone.cpu * 1e3:.0f} | {whole.cpu * 1e3:.0f} | {alone.cpu / whole.cpu:.1%} |")
 
 
-def network(model: DepthModel, shapes: list[tuple[int, ...]]) -> float:
-    """Seconds of the network alone."""
+def network(model: DepthModel, shapes: list[tuple[int, ...]]) -> Timing:
+    """The network alone."""
     batches = [mx.random.normal(shape).astype(model.dtype) for shape in shapes]
     mx.eval(batches)
-    start = time.perf_counter()
+    start = now()
     for batch in batches:
         mx.eval(model.network(batch).depth)
-    return time.perf_counter() - start
+    return since(start)
 
 
-def pipeline(model: DepthModel, photos: Path, out: Path, settings: Settings, batch_size: int) -> float:
-    """Seconds from the files of the photos to those of the results."""
+def pipeline(model: DepthModel, photos: Path, out: Path, settings: Settings, batch_size: int) -> Timing:
+    """From the files of the photos to those of the results."""
     shutil.rmtree(out, ignore_errors=True)
-    start = time.perf_counter()
+    start = now()
     jobs, _ = find_images([str(photos)])
     outcomes = list(predict_files(lambda: model, jobs, out, settings, batch_size=batch_size))
-    seconds = time.perf_counter() - start
+    taken = since(start)
     assert all(outcome.error is None for outcome in outcomes), outcomes
-    return seconds
+    return taken
 
 
 if __name__ == "__main__":

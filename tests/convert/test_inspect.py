@@ -130,6 +130,12 @@ def test_text_csv_and_json(found: Inspection, capsys: pytest.CaptureFixture[str]
     assert (facts["convolutions"], len(facts["rows"])) == (33, len(found.rows))
 
 
+def test_inner_modules_are_indented_below_the_module_that_runs_them(found: Inspection) -> None:
+    lines = {line.split()[0]: len(line) - len(line.lstrip()) for line in found.as_text().splitlines() if line}
+    assert (lines["backbone"], lines["backbone.patch_embed"], lines["backbone.patch_embed.proj"]) == (0, 2, 4)
+    assert (lines["backbone.blocks.0"], lines["backbone.blocks.0.attn.query_proj"]) == (2, 6)  # a list does not run
+
+
 def test_plot(found: Inspection, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "depth.png"
     assert main(["inspect", "mlx-depth-demo", "--input-size", "70", "--plot", str(picture)]) == 0

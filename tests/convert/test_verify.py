@@ -14,9 +14,17 @@ from mlx_depth_convert.report import Report
 from mlx_depth_convert.verify import GATES, compare, depth_error, stage_error
 from support import seeded
 
-from mlx_depth.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from mlx_depth.checkpoint import (
+    Checkpoint,
+    expand_checkpoint,
+    quantize_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from mlx_depth.cli import main
 from mlx_depth.errors import OptionError
+from mlx_depth.quantization import BITS, Quantization
+from mlx_depth.registry import DEMO_FOLDER
 from mlx_depth.result import DepthKind
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -117,6 +125,20 @@ def test_the_gate_follows_the_number_format(hub: Path, tmp_path: Path) -> None:
         assert (report.precision, report.gate) == (precision, GATES[precision])
     copy = convert(tmp_path / "float16", tmp_path / "copy")
     assert verify(copy, against=tmp_path / "float16", input_size=SIZE).precision == "float32"
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_broken_packed_layer_is_past_the_gate_of_its_bits(bits: int) -> None:
+    """With real weights: on random ones the gate of 4 bits is too wide for this."""
+    plain = expand_checkpoint(read_checkpoint(DEMO_FOLDER))
+    packed = quantize_checkpoint(plain, Quantization(bits))
+    broken = changed(packed, "backbone.blocks.3.mlp.fc1.biases", 0.0)
+    photo = [EXAMPLES / "coffee.jpg"]
+    sound, report = (
+        compare(side, plain, model="a", against="b", images=photo, input_size=182) for side in (packed, broken)
+    )
+    assert sound.passed
+    assert (report.precision, report.passed, report.first_drift) == (f"{bits}-bit", False, "layer 5")
 
 
 def test_the_demo_in_four_bits_on_a_photo(tmp_path: Path) -> None:

@@ -150,11 +150,11 @@ def test_wrong_metres_fail_though_they_correlate():
 
 def test_report_tells_what_was_found(tmp_path):
     report = check_package(export_coreml(tiny(), tmp_path, sizes=[SIZE, (98, 70)], colormap="gray"), tiny())
-    text = str(report)
+    text = report.as_text()
     for word in ("size_70x98", "size_98x70", "float32 arithmetic", "simulated float16", "colours", "layer_norm 9"):
         assert word in text
     assert "run this command on a Mac" in text
-    facts = json.loads(json.dumps(report.to_dict()))
+    facts = json.loads(json.dumps(report.as_json()))
     assert facts["passed"] is True
     assert facts["functions"][0]["float16"]["correlation"] >= 0.9999
 

@@ -54,11 +54,12 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("model", [RELATIVE.name, f"{RELATIVE.hub_id}@main"])
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_request_fails_before_any_work(case, no_work, tmp_path):
+def test_a_bad_request_fails_before_any_work(case, model, no_work, tmp_path):
     arguments, message = BAD[case]
     with pytest.raises(OptionError, match=message.replace("(", r"\(")) as caught:
-        export_coreml("depth-anything-v2-small", tmp_path / "out", **arguments)
+        export_coreml(model, tmp_path / "out", **arguments)
     assert str(caught.value).endswith(".")
     assert list(tmp_path.iterdir()) == []
 
@@ -77,6 +78,8 @@ def test_a_place_that_is_taken_fails_before_any_work(no_work, tmp_path):
         export_coreml("da2-small", tmp_path, name="Taken")
     with pytest.raises(OptionError, match="is not a folder"):
         export_coreml("da2-small", tmp_path / "file")
+    with pytest.raises(OptionError, match="end it in"):
+        export_coreml("da2-small", tmp_path / "Depth.mlmodel")
     with pytest.raises(OptionError, match="leave the name out"):
         export_coreml("da2-small", tmp_path / "Free.mlpackage", name="Free")
     with pytest.raises(OptionError, match="not a Swift identifier"):

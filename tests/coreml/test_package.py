@@ -1,6 +1,7 @@
 """Packages of a tiny model under every option: equal to the MLX network, described, complete, reproducible."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -14,10 +15,11 @@ from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml.check import drawn_image
 from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
+from mlx_depth_convert.coreml.package import _source
 from support import require
 
 from mlx_depth.checkpoint import quantize_checkpoint
-from mlx_depth.errors import OptionError
+from mlx_depth.errors import OptionError, SaveError
 from mlx_depth.quantization import Quantization
 
 require("coreml", "coremltools")
@@ -159,6 +161,23 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
+    from mlx_depth_convert.coreml import package
+
+    with pytest.raises(SaveError, match="Check the folder"):
+        export_coreml(tiny(), tmp_path / ("long" * 100) / "A.mlpackage", sizes=LANDSCAPE)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(package, "_write_package", full)
+    with pytest.raises(
+        SaveError, match=r"cannot write .*: No space left on device\. Check the folder and the free space"
+    ):
+        export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_package_is_kept(half_package):
     before = _digest(half_package)
     with pytest.raises(OptionError, match="exists: choose another name"):
@@ -172,19 +191,16 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from coreml.tiny import SIZE, tiny
 from mlx_depth_convert.coreml import export_coreml
-path = Path(sys.argv[2], "Many.mlpackage")
-export_coreml(tiny(), path, sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
+export_coreml(tiny(), Path(sys.argv[2]), sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
 """
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
-    digests = []
-    for seed in ("1", "2"):
-        out = tmp_path / seed
-        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(out)]
-        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
-        digests.append(_digest(out / "Many.mlpackage"))
-    assert digests[0] == digests[1]
+    here = export_coreml(tiny(), tmp_path / "here", sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(tmp_path / "there")]
+    subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
+    assert _digest(tmp_path / "there" / here.name) == _digest(here)
 
 
 def test_manifest_names_the_files(half_package):
@@ -194,16 +210,40 @@ def test_manifest_names_the_files(half_package):
         assert (half_package / "Data" / item["path"]).exists()
 
 
-def test_revision_and_author_come_from_the_hub(tmp_path, monkeypatch):
-    from mlx_depth_convert.coreml import package
+def test_facts_come_from_the_hub_and_the_check_goes_back_to_them(tmp_path, monkeypatch):
+    from mlx_depth_convert.coreml import check, package
 
     spec = dataclasses.replace(tiny().spec, hub_id="some-owner/some-model")
     checkpoint = dataclasses.replace(tiny(), spec=spec)
     monkeypatch.setattr(package, "fetch", lambda source: (checkpoint, "abc123"))
-    path = export_coreml("some-owner/some-model", tmp_path, sizes=LANDSCAPE)
+    path = export_coreml("some-owner/some-model@main", tmp_path, sizes=LANDSCAPE)
     metadata = read_package(path).description.metadata
+    assert metadata.userDefined["mlx_depth.source"] == "some-owner/some-model"
     assert metadata.userDefined["mlx_depth.revision"] == "abc123"
     assert metadata.author.startswith("some-owner (weights)")
+
+    asked = []
+    monkeypatch.setattr(
+        check, "fetch", lambda source, *, revision: asked.append((source, revision)) or (checkpoint, None)
+    )
+    assert check_package(path).passed
+    assert asked == [("some-owner/some-model", "abc123")]
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "source"),
+    [
+        ("da2-small", "abc", "depth-anything-v2-small"),
+        ("mlx-depth-demo", None, "mlx-depth-demo"),
+        ("owner/name@v1", "abc", "owner/name"),
+        ("folder/name", None, ""),
+        (Path("folder"), None, ""),
+        (tiny(), None, ""),
+    ],
+)
+def test_local_files_are_no_source(model, revision, source):
+    """A local copy, quantized perhaps, has the published model's name: the check must not take one for the other."""
+    assert _source(model, revision) == source
 
 
 def _weight_bytes(package: Path) -> int:

@@ -38,7 +38,8 @@ class Agreement:
     Attributes:
         error: Largest absolute difference over the largest absolute depth.
         correlation: Pearson's.
-        color_error: Mean absolute difference of the colours, of 255; None without a colour map.
+        color_error: Mean absolute difference of the colours from those of the package's own depth, of 255; None without
+            a colour map.
     """
 
     error: float
@@ -62,7 +63,7 @@ class Agreement:
 
 
 def compare(outputs: Outputs, expected: Outputs) -> Agreement:
-    """Measure outputs against those that the model gives; colours only where both have them."""
+    """Measure outputs against those that they should be; colours only where both have them."""
     ours, theirs = (each[DEPTH].astype(np.float64).ravel() for each in (outputs, expected))
     with np.errstate(invalid="ignore", divide="ignore"):  # constant or infinite depth gives NaN, which no gate passes
         error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -17,7 +17,7 @@ from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.image import ImageSource, load_image
 from mlx_depth.nn.resize import resize
 from mlx_depth.predictor import fetch
-from mlx_depth.registry import MODELS, ModelSpec
+from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthResult
 from mlx_depth_convert.coreml import device
 from mlx_depth_convert.coreml.agreement import GATES, Agreement, Gate, Outputs, compare
@@ -83,7 +83,7 @@ class FunctionReport:
 
 @dataclass(frozen=True)
 class PackageReport:
-    """What ``check_package`` found; ``str`` gives the text."""
+    """What ``check_package`` found."""
 
     path: Path
     model: str
@@ -108,12 +108,13 @@ class PackageReport:
     def passed(self) -> bool:
         return not self.faults
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def as_json(self) -> dict[str, Any]:
+        """For ``json.dumps``."""
         facts = dataclasses.asdict(self)
         return {**facts, "path": str(self.path), "passed": self.passed, "faults": self.faults}
 
-    def __str__(self) -> str:
+    def as_text(self) -> str:
+        """For a terminal."""
         lines = [
             f"{self.path.name} against {self.model}: {self.precision}" + (f", {self.compress}" if self.compress else "")
         ]
@@ -123,7 +124,7 @@ class PackageReport:
         gate = self.gate
         verdict = "passed" if self.passed else "FAILED"
         lines.append(f"{verdict}: error at most {gate.error:g}, correlation at least {gate.correlation:g}")
-        if not any(function.devices for function in self.functions):
+        if self.passed and not any(function.devices for function in self.functions):
             lines.append("Proved: graph, weights and interface. Apple's kernels: run this command on a Mac.")
         return "\n".join(lines)
 
@@ -138,7 +139,7 @@ def check_package(
 
     Args:
         path: The package.
-        model: As ``model`` of ``export_coreml``; None: the published or bundled model that the package names.
+        model: As ``model`` of ``export_coreml``; None: the one that the package names, at the Hub's commit of then.
         image: As for ``mlx_depth.predict``; None: a drawn one.
     Returns:
         The report; ``passed`` says whether all gates hold.
@@ -154,9 +155,7 @@ def check_package(
     facts = program.facts(METADATA)
     if "output" not in facts:
         raise CheckpointError(f"{path} was not exported by mlx-depth: check a package of `mlx-depth coreml`.")
-    if model is None:
-        model = _published(facts["model"], path)
-    checkpoint = model if isinstance(model, Checkpoint) else fetch(model)[0]
+    checkpoint = _original(facts, path) if model is None else _given(model)
     _check_model(facts, checkpoint.spec, path)
     with mx.stream(mx.cpu):
         network = build_network(checkpoint, dtype=mx.float32, expand=True)
@@ -167,10 +166,14 @@ def check_package(
     return PackageReport(path, checkpoint.spec.name, facts["precision"], facts["compress"] or None, functions)
 
 
-def _published(name: str, path: Path) -> str:
-    if name not in MODELS:
-        raise OptionError(f"{path} was made from {name}, which is no published model: name its folder or file as well.")
-    return name
+def _original(facts: dict[str, str], path: Path) -> Checkpoint:
+    if not facts["source"]:
+        raise OptionError(f"{path} was made from local files of {facts['model']}: name their folder or file as well.")
+    return fetch(facts["source"], revision=facts["revision"] or None)[0]
+
+
+def _given(model: str | Path | Checkpoint) -> Checkpoint:
+    return model if isinstance(model, Checkpoint) else fetch(model)[0]
 
 
 def _check_model(facts: dict[str, str], spec: ModelSpec, path: Path) -> None:
@@ -193,27 +196,33 @@ def _check_function(
     function, facts = program.functions[name], program.facts(METADATA)
     height, width = function.inputs[IMAGE].shape[2:]
     pixels = drawn_image((height, width)) if photo is None else _fill(photo, (height, width))
-    expected = expected_outputs(network, spec, pixels, output=facts["output"], colormap=facts["colormap"] or None)
+    output, colormap = facts["output"], facts["colormap"] or None
+    expected = expected_depth(network, spec, pixels, output=output)
+
+    def agreement(outputs: Outputs) -> Agreement:
+        colors = {} if colormap is None else {COLORS: painted(outputs[DEPTH], spec, output=output, colormap=colormap)}
+        return compare(outputs, {DEPTH: expected, **colors})
+
     exact = run_function(function, pixels, float16=False)
     rounded = run_function(function, pixels, float16=True) if facts["precision"] == "float16" else None
-    devices = device.run_units(path, name, pixels, expected) if sys.platform == "darwin" else []
+    devices = device.run_units(path, name, pixels, {DEPTH: expected}) if sys.platform == "darwin" else []
     return FunctionReport(
         name=name,
         size=(height, width),
-        float32=compare(exact.outputs, expected),
-        float16=None if rounded is None else compare(rounded.outputs, expected),
+        float32=agreement(exact.outputs),
+        float16=None if rounded is None else agreement(rounded.outputs),
         largest=exact.largest,
         structure=read_structure(function),
-        interface_faults=tuple(_interface_faults(program.interface(name), list(expected), (height, width))),
+        interface_faults=tuple(_interface_faults(program.interface(name), colormap, (height, width))),
         devices=tuple(devices),
     )
 
 
 def _interface_faults(
-    interface: dict[str, tuple[str, int, int]], outputs: list[str], size: tuple[int, int]
+    interface: dict[str, tuple[str, int, int]], colormap: str | None, size: tuple[int, int]
 ) -> list[str]:
-    spaces = {IMAGE: "RGB", DEPTH: "GRAYSCALE_FLOAT16", COLORS: "RGB"}
-    expected = {name: (spaces[name], *size) for name in (IMAGE, *outputs)}
+    spaces = {IMAGE: "RGB", DEPTH: "GRAYSCALE_FLOAT16"} | ({} if colormap is None else {COLORS: "RGB"})
+    expected = {name: (space, *size) for name, space in spaces.items()}
     return [
         f"the image {name!r} is declared as {interface.get(name)}, not {expected.get(name)}"
         for name in sorted(interface.keys() | expected.keys())
@@ -231,33 +240,49 @@ def drawn_image(size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def expected_outputs(
-    network: nn.Module, spec: ModelSpec, pixels: npt.NDArray[np.uint8], *, output: str, colormap: str | None
-) -> Outputs:
-    """What a package should give, computed by the MLX network in float32.
+def expected_depth(
+    network: nn.Module, spec: ModelSpec, pixels: npt.NDArray[np.uint8], *, output: str
+) -> npt.NDArray[np.float32]:
+    """The depth that a package should give, computed by the MLX network in float32.
 
     Args:
         network: The model's network, in float32.
         spec: The model.
         pixels: RGB uint8 ``(H, W, 3)`` at the network's size.
         output: One of ``options.OUTPUTS``.
-        colormap: A colour map's name, or None.
     Returns:
-        ``depth`` ``(1, 1, H, W)`` and, with a colour map, ``colors`` ``(1, 3, H, W)``, 0..255.
+        ``(1, 1, H, W)``, in the unit of the output.
 
     Proved by ``tests/coreml/test_check.py``.
     """
     size = pixels.shape[:2]
     with mx.stream(mx.cpu):
         depth = np.array(network(spec.processor(pixels, input_size=size)).depth)[0]
-    result = DepthResult(depth, spec.depth_kind, model=spec.name, image_size=size, input_size=size)
-    near = result.normalized()
-    outputs = {DEPTH: (near if output == "normalized" else depth)[None, None]}
-    if colormap is not None:
-        table = colormap_table(colormap).astype(np.float32)
-        entries = np.arange(len(table)) / (len(table) - 1)
-        outputs[COLORS] = np.stack([np.interp(near, entries, table[:, channel]) for channel in range(3)])[None]
-    return outputs
+    return (_nearness(depth, spec) if output == "normalized" else depth)[None, None]
+
+
+def painted(depth: npt.NDArray[np.float32], spec: ModelSpec, *, output: str, colormap: str) -> npt.NDArray[np.float32]:
+    """The colours that a package should give for the depth that it gave: errors of the depth are judged by themselves.
+
+    Args:
+        depth: The package's, ``(1, 1, H, W)``.
+        spec: The model.
+        output: One of ``options.OUTPUTS``: the unit of the depth.
+        colormap: A colour map's name.
+    Returns:
+        RGB ``(1, 3, H, W)``, 0..255.
+
+    Proved by ``tests/coreml/test_check.py``.
+    """
+    near = depth[0, 0] if output == "normalized" else _nearness(depth[0, 0], spec)
+    table = colormap_table(colormap).astype(np.float32)
+    entries = np.arange(len(table)) / (len(table) - 1)
+    return np.stack([np.interp(near, entries, table[:, channel]) for channel in range(3)])[None].astype(np.float32)
+
+
+def _nearness(depth: npt.NDArray[np.float32], spec: ModelSpec) -> npt.NDArray[np.float32]:
+    size = depth.shape
+    return DepthResult(depth, spec.depth_kind, model=spec.name, image_size=size, input_size=size).normalized()
 
 
 def _fill(photo: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

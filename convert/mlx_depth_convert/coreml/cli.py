@@ -41,7 +41,7 @@ def add_coreml_verbs(verbs: Any) -> None:
     add("--target", choices=TARGETS, help="oldest system that runs it (default: the oldest that the options allow)")
     add("--attention", choices=ATTENTIONS, default="auto", help="form of the attention (default: auto)")
     add("--output", choices=OUTPUTS, help="default: metric for metric models, else normalized")
-    add("--colormap", choices=COLORMAPS, metavar="NAME", help=f"a second, coloured output: {', '.join(COLORMAPS)}")
+    add("--colormap", metavar="NAME", help=f"a second, coloured output: {', '.join(COLORMAPS)}")
     add("--compress", choices=COMPRESSIONS, help="compress the weights")
     add("--layout", choices=LAYOUTS, default="ane", help="for the Neural Engine or the GPU (default: ane)")
     add("--name", help="name of the package, which becomes a Swift class")
@@ -50,7 +50,7 @@ def add_coreml_verbs(verbs: Any) -> None:
     check = verbs.add_parser("coreml-check", help="prove that a Core ML package computes the model's depth")
     add = check.add_argument
     add("package", type=Path, metavar="PACKAGE", help="an .mlpackage of `mlx-depth coreml`")
-    add("model", nargs="?", metavar="MODEL", help=f"{_MODEL} (default: the published model that the package names)")
+    add("model", nargs="?", metavar="MODEL", help=f"{_MODEL} (default: the one that the package names)")
     add("--image", metavar="PATH", help="a photo to compare on (default: a drawn one)")
     add("--json", action="store_true", help="one JSON object instead of text")
     check.set_defaults(run=_run_check)
@@ -80,5 +80,5 @@ def _run_check(options: argparse.Namespace) -> int:
     from mlx_depth_convert.coreml import check_package
 
     report = check_package(options.package, options.model, options.image)
-    print(json.dumps(report.to_dict()) if options.json else report)
+    print(json.dumps(report.as_json()) if options.json else report.as_text())
     return 0 if report.passed else 1

@@ -40,6 +40,7 @@ TARGETS = {  # deployment target → the iOS release with the same specification
 }
 
 SUFFIX = ".mlpackage"
+NOT_A_FOLDER = (".mlmodel", ".mlmodelc")  # Core ML's other forms: a folder named so would mislead
 MAX_SIDE = 2058  # 147 patches: a float16 attention map of a square this size is 0.9 GB a head
 SPLIT_MAX_HEADS, SPLIT_MAX_LAYERS = 12, 12  # base; split, a large model compiles five times longer
 
@@ -203,11 +204,13 @@ def package_path(out: str | Path, name: str | None, spec: ModelSpec) -> Path:
     Returns:
         The path, free, in an existing folder or a new one.
     Raises:
-        OptionError: If the name is no Swift identifier, is given twice, or the path exists.
+        OptionError: If the name is no Swift identifier, is given twice or of another format, or the path exists.
 
     Proved by ``tests/coreml/test_options.py``.
     """
     out = Path(out).expanduser()
+    if out.suffix.lower() in NOT_A_FOLDER:
+        raise OptionError(f"{out} is not the name of a package: end it in {SUFFIX}, or give a folder.")
     if out.suffix == SUFFIX:
         if name is not None:
             raise OptionError(f"{out} names the package already: leave the name out, or give a folder.")

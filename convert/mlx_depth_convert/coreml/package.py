@@ -1,9 +1,10 @@
 """Graph to package: conversion, compression, several functions in one, metadata, and the same bytes every time."""
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 from mlx_depth import hub
 from mlx_depth.checkpoint import Checkpoint
+from mlx_depth.errors import SaveError
 from mlx_depth.predictor import fetch
 from mlx_depth.quantization import dequantized
-from mlx_depth.registry import ModelSpec, find_model
+from mlx_depth.registry import MODELS, ModelSpec, find_model
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.coreml import tools
 from mlx_depth_convert.coreml.compress import compress_weights
@@ -40,6 +42,7 @@ _MODEL_ITEM, _WEIGHTS_ITEM = "3F1B8A52-6C0D-5E7A-9B44-0D5C2E8F7A10", "C2A7D9E4-1
 class _Job:
     spec: ModelSpec
     weights: Weights
+    source: str  # what names the weights on any machine: a registry name or a Hub repository; empty for local files
     revision: str | None
     options: ExportOptions
 
@@ -83,6 +86,7 @@ def export_coreml(
         OptionError: If an option cannot work, the package exists, or coremltools is missing: before any work.
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged or not exactly what the model needs.
+        SaveError: If the package cannot be written.
 
     Proved by ``tests/coreml/test_package.py``.
     """
@@ -98,10 +102,11 @@ def export_coreml(
         compress=compress,
         layout=layout,
     )
-    path = package_path(out, name, spec)
+    with _writing(out):
+        path = package_path(out, name, spec)
     tools.coremltools()
     checkpoint, revision = read()
-    return _write(path, _Job(checkpoint.spec, plain_weights(checkpoint), revision, options))
+    return _write(path, _Job(checkpoint.spec, plain_weights(checkpoint), _source(model, revision), revision, options))
 
 
 def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]]:
@@ -110,8 +115,20 @@ def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]
         return model.spec, lambda: (model, None)
     if hub.is_name(model):
         return find_model(str(model)), lambda: fetch(model)
+    published = {spec.hub_id: spec for spec in MODELS.values() if spec.hub_id is not None}
+    repo = str(model).partition("@")[0]
+    if repo in published and not Path(model).exists():
+        return published[repo], lambda: fetch(model)
     found = fetch(model)
     return found[0].spec, lambda: found
+
+
+def _source(model: str | Path | Checkpoint, revision: str | None) -> str:
+    if isinstance(model, Checkpoint):
+        return ""
+    if hub.is_name(model):
+        return find_model(str(model)).name
+    return "" if revision is None else str(model).partition("@")[0]
 
 
 def plain_weights(checkpoint: Checkpoint) -> Weights:
@@ -123,14 +140,21 @@ def plain_weights(checkpoint: Checkpoint) -> Weights:
 
 def _write(path: Path, job: _Job) -> Path:
     """Work in a hidden folder beside the package, which appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
-    try:
-        _write_package(scratch / path.name, job, scratch)
-        (scratch / path.name).rename(path)
-    finally:
-        shutil.rmtree(scratch)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
+            _write_package(Path(scratch, path.name), job, Path(scratch))
+            Path(scratch, path.name).rename(path)
     return path
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise SaveError(f"cannot write {path}: {reason}. Check the folder and the free space.") from error
 
 
 def _write_package(path: Path, job: _Job, scratch: Path) -> None:
@@ -224,6 +248,7 @@ def _facts(job: _Job) -> dict[str, str]:
         "output": options.output,
         "precision": options.precision,
         "revision": job.revision or "",
+        "source": job.source,
         "unit": "m" if options.output == "metric" else "",
     }
 
