@@ -53,8 +53,9 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     Args:
         source: As for ``load``; the Hub is not asked, and nothing is downloaded.
     Returns:
-        Facts by name, ready for JSON. ``memory_bytes`` are those of the float parameters once loaded. What only
-        the checkpoint can tell is left out for a model of the registry that is not on this disk.
+        Facts by name, ready for JSON. ``memory_bytes`` are those of the parameters once loaded: packed layers stay
+        packed on a GPU, where the rest is float16, and are expanded on a CPU. What only the checkpoint can tell is left
+        out for a model of the registry that is not on this disk.
     Raises:
         ModelNotFoundError: If there is no such model, or it is neither of the registry nor on this disk.
         CheckpointError: If its files are damaged.
@@ -72,14 +73,18 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     published = spec if location.repo is not None else None
     checkpoint = read_checkpoint(location.path, published, name=location.repo)
     weights = checkpoint.weights.values()
+    stored = sum(array.nbytes for array in weights)
+    facts = _spec_facts(checkpoint.spec)
+    if checkpoint.quantization is not None:
+        facts["memory_bytes"] = {"packed, on a GPU": stored, **facts["memory_bytes"]}
     return {
-        **_spec_facts(checkpoint.spec),
+        **facts,
         "dialect": checkpoint.dialect,
         "revision": location.revision,
         "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
         "dtypes": sorted({dtype_name(array.dtype) for array in weights}),
         "tensors": len(checkpoint.weights),
-        "disk_bytes": sum(array.nbytes for array in weights),
+        "disk_bytes": stored,
     }
 
 

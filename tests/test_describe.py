@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 import mlx_depth
 from mlx_depth import hub
+from mlx_depth.checkpoint import build_network, read_checkpoint
 from mlx_depth.describe import describe_model, models_table
 from mlx_depth.errors import CheckpointError, ModelNotFoundError
 from mlx_depth.registry import DEMO_FOLDER, MODELS
@@ -87,6 +89,9 @@ def test_sizes_are_those_of_the_file_and_of_the_loaded_network() -> None:
     for dtype in ("float32", "float16"):
         parameters = tree_flatten(mlx_depth.load(DEMO, dtype=dtype).network.parameters())
         assert sum(array.nbytes for _, array in parameters) == facts["memory_bytes"][dtype]
+    packed = build_network(read_checkpoint(DEMO_FOLDER), dtype=mx.float16, expand=False)
+    stored = sum(array.nbytes for _, array in tree_flatten(packed.parameters()))
+    assert stored == facts["memory_bytes"]["packed, on a GPU"]
 
 
 def test_folder_of_ones_own(tmp_path: Path) -> None:

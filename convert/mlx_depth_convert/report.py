@@ -13,6 +13,7 @@ class Gate:
 
     relative: float | None  # largest error over largest value; None: not judged
     correlation: float
+    factor: float | None = None  # the final depth's best factor, away from 1: what correlation does not see
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,15 @@ class StageError:
     mean_abs: float
     relative: float  # max_abs over the reference's largest absolute value
     correlation: float
+    factor: float  # by which the reference comes closest, in least squares
     worst: tuple[int, ...]  # index of max_abs
     image: str  # where the relative error is largest
 
     def passes(self, gate: Gate) -> bool:
         """Whether the stage is within the gate."""
-        return (gate.relative is None or self.relative <= gate.relative) and self.correlation >= gate.correlation
+        near = gate.relative is None or self.relative <= gate.relative
+        scaled = self.stage == FINAL and gate.factor is not None and not abs(self.factor - 1) <= gate.factor
+        return near and not scaled and self.correlation >= gate.correlation
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ class Report:
             f"δ<1.25 {depth.delta1:.4f}, correlation {depth.correlation:.7f}"
             for depth in self.depths
         ]
-        lines.append(f"gate ({self.precision}): {limit}correlation ≥ {self.gate.correlation:.6g}")
+        factor = f", factor of the depth within 1 ± {self.gate.factor:g}" if self.gate.factor is not None else ""
+        lines.append(f"gate ({self.precision}): {limit}correlation ≥ {self.gate.correlation:.6g}{factor}")
+        lines.append(f"factor of the depth: {self.stages[-1].factor:.5f}")
         if self.passed:
             return [*lines, "passed"]
         place = f", first layer past it: {self.first_module}" if self.first_module else ""

@@ -26,14 +26,15 @@ TRANSFORMERS = "transformers"
 
 # float32: the same numbers in another order. 8 bits: what the depth of depth-anything.cpp's q8_0 reaches. 6 and 4 bits
 # are extrapolated: each two bits less make the step 4 times as large, and with it 1 − correlation 16 times.
-_LOSS_8_BITS = 4e-4
+# A factor of the whole depth, to which correlation is blind, is held to a hundredth at 8 bits and follows the step.
+_LOSS_8_BITS, _FACTOR_8_BITS = 4e-4, 0.01
 GATES = {
     "float32": Gate(1e-4, 0.99999),
-    "float16": Gate(None, 0.9999),
-    "bfloat16": Gate(None, 0.999),
-    "8-bit": Gate(None, 1 - _LOSS_8_BITS),
-    "6-bit": Gate(None, 1 - 16 * _LOSS_8_BITS),
-    "4-bit": Gate(None, 1 - 256 * _LOSS_8_BITS),
+    "float16": Gate(None, 0.9999, 0.001),
+    "bfloat16": Gate(None, 0.999, 0.01),
+    "8-bit": Gate(None, 1 - _LOSS_8_BITS, _FACTOR_8_BITS),
+    "6-bit": Gate(None, 1 - 16 * _LOSS_8_BITS, 4 * _FACTOR_8_BITS),
+    "4-bit": Gate(None, 1 - 256 * _LOSS_8_BITS, 16 * _FACTOR_8_BITS),
 }
 FAR_SHARE = 0.01  # below this share of the largest reference value a ratio of depths says nothing
 
@@ -247,9 +248,16 @@ def stage_error(stage: str, ours: np.ndarray, reference: np.ndarray, image: str)
         float(difference.mean()),
         largest / scale if scale else float(largest > 0),
         _correlation(a, b),
+        _factor(a, b),
         tuple(int(index) for index in worst),
         image,
     )
+
+
+def _factor(a: np.ndarray, b: np.ndarray) -> float:
+    """The factor of ``b`` that comes closest to ``a``; NaN where ``b`` is zero or a value is not finite."""
+    power = float((b * b).sum())
+    return float((a * b).sum() / power) if power and np.isfinite(power) else float("nan")
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -262,9 +270,13 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _worst(errors: Sequence[StageError]) -> StageError:
-    """The figures of the image with the largest relative error, and the lowest correlation of all."""
+    """The figures of the image with the largest relative error; the lowest correlation and worst factor of all."""
     largest = max(errors, key=lambda error: error.relative)
-    return dataclasses.replace(largest, correlation=min(error.correlation for error in errors))
+    return dataclasses.replace(
+        largest,
+        correlation=min(error.correlation for error in errors),
+        factor=max((error.factor for error in errors), key=lambda factor: abs(factor - 1)),
+    )
 
 
 def depth_error(image: str, ours: np.ndarray, reference: np.ndarray, kind: DepthKind) -> DepthError:

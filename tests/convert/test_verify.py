@@ -141,6 +141,18 @@ def test_a_broken_packed_layer_is_past_the_gate_of_its_bits(bits: int) -> None:
     assert (report.precision, report.passed, report.first_drift) == (f"{bits}-bit", False, "layer 5")
 
 
+@pytest.mark.parametrize("precision", ["float16", "8-bit", "6-bit", "4-bit"])
+def test_a_depth_that_is_off_by_a_factor_fails(precision: str) -> None:
+    """Correlation alone does not see it, and in metres it is all that matters."""
+    depth = np.abs(seeded("depth", (1, 20, 30))) + 1
+    limit = GATES[precision].factor
+    assert limit is not None
+    assert stage_error("depth", (1 + 0.9 * limit) * depth, depth, "photo").passes(GATES[precision])
+    scaled = stage_error("depth", (1 + 1.1 * limit) * depth, depth, "photo")
+    assert scaled.correlation == pytest.approx(1)
+    assert not scaled.passes(GATES[precision])
+
+
 def test_the_demo_in_four_bits_on_a_photo(tmp_path: Path) -> None:
     """The bundled weights, expanded, are the reference; the figures stand in convert/README.md."""
     plain = convert("mlx-depth-demo", tmp_path / "plain", dtype="float32")

@@ -151,14 +151,16 @@ def test_name_comes_from_the_model(tmp_path):
     assert export_coreml(tiny(), tmp_path / "new" / "folder", sizes=LANDSCAPE).name == "TinyDepth.mlpackage"
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing_behind(half_package, tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(Emitter, "read_out", fail)
-    with pytest.raises(MemoryError):
-        export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Emitter, "read_out", fail)
+        with pytest.raises(MemoryError):
+            export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
     assert list(tmp_path.iterdir()) == []
+    assert _digest(export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)) == _digest(half_package)
 
 
 def test_what_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):

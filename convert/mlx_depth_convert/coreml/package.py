@@ -173,6 +173,7 @@ def _convert(job: _Job, size: Size) -> Any:
     ct = tools.coremltools()
     mil, options = ct.converters.mil, job.options
     target = getattr(ct.target, options.target)
+    mil.Builder.name_count.clear()  # coremltools does so after a conversion only, not after one that failed
     program = mil.Program()
     image = mil.Builder.placeholder(shape=(1, 3, *size), dtype=mil.mil.types.fp32)
     with mil.Function({IMAGE: image}, opset_version=target) as function:
