@@ -26,10 +26,9 @@ from mlx_depth.errors import OptionError
 from mlx_depth.predictor import DEFAULT_MODEL, resolve_dtype
 from mlx_depth.processor import InputSize
 from mlx_depth.quantization import Quantization
-from mlx_depth.save import atomic_write
 from mlx_depth.tensor_files import DTYPES
-from mlx_depth_convert.inspect_model import PLOT_SUFFIXES, new_figure
 from mlx_depth_convert.opening import open_checkpoint
+from mlx_depth_convert.plots import draw
 
 TORCH = "torch"
 
@@ -175,25 +174,23 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path, *, overwrite: bool = 
 
     Proved by ``tests/convert/test_bench.py``.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise OptionError(f"cannot draw {path}: give a name that ends with {', '.join(PLOT_SUFFIXES)}.")
     rows = benchmark.measurements
-    figure = new_figure((8, 1.5 + 0.6 * len(rows)))
-    axes = figure.add_subplot()
-    places = np.arange(len(rows))
-    axes.barh(places - 0.2, [row.mlx.median * 1000 for row in rows], 0.4, label="mlx-depth")
-    if any(row.torch is not None for row in rows):
-        torch = [row.torch.median * 1000 if row.torch is not None else 0 for row in rows]
-        axes.barh(places + 0.2, torch, 0.4, label="transformers")
-    names = [f"{row.model} {row.input_size[0]}×{row.input_size[1]} ×{row.batch} {row.dtype}" for row in rows]
-    axes.set_yticks(places, names)
-    axes.invert_yaxis()
-    axes.set(xlabel="median latency, ms")
-    axes.set_title("{machine}\nMLX {MLX}, {device}".format_map(benchmark.machine), fontsize="small")
-    axes.legend()
-    atomic_write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower()), overwrite=overwrite)
-    return path
+
+    def fill(figure: Any) -> None:
+        axes = figure.add_subplot()
+        places = np.arange(len(rows))
+        axes.barh(places - 0.2, [row.mlx.median * 1000 for row in rows], 0.4, label="mlx-depth")
+        if any(row.torch is not None for row in rows):
+            torch = [row.torch.median * 1000 if row.torch is not None else 0 for row in rows]
+            axes.barh(places + 0.2, torch, 0.4, label="transformers")
+        names = [f"{row.model} {row.input_size[0]}×{row.input_size[1]} ×{row.batch} {row.dtype}" for row in rows]
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.set(xlabel="median latency, ms")
+        axes.set_title("{machine}\nMLX {MLX}, {device}".format_map(benchmark.machine), fontsize="small")
+        axes.legend()
+
+    return draw(path, (8, 1.5 + 0.6 * len(rows)), fill, overwrite=overwrite)
 
 
 def _measure(

@@ -16,16 +16,14 @@ from mlx.utils import tree_flatten
 
 from mlx_depth.backbones.dinov2 import Block
 from mlx_depth.checkpoint import build_network
-from mlx_depth.errors import OptionError
 from mlx_depth.image import ImageSource, load_image
 from mlx_depth.processor import InputSize
-from mlx_depth.save import atomic_write
 from mlx_depth_convert.opening import open_checkpoint
+from mlx_depth_convert.plots import draw
 from mlx_depth_convert.recorder import recording
 from mlx_depth_convert.verify import generated_picture
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 _BINS, _SURFACE_SIDE = 64, 120
 
 
@@ -152,34 +150,23 @@ def plot_depth(depth: np.ndarray, path: str | Path, *, overwrite: bool = False) 
 
     Proved by ``tests/convert/test_inspect.py``.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise OptionError(f"cannot draw {path}: give a name that ends with {', '.join(PLOT_SUFFIXES)}.")
-    figure = new_figure((12, 8))
     H, W = depth.shape
-    histogram, row, column = (figure.add_subplot(2, 2, place) for place in (1, 2, 4))
-    histogram.hist(depth.ravel(), bins=_BINS)
-    histogram.set(title="histogram of depth", xlabel="depth", ylabel="pixels")
-    row.plot(depth[H // 2])
-    row.set(title=f"middle row ({H // 2})", xlabel="column", ylabel="depth")
-    column.plot(depth[:, W // 2])
-    column.set(title=f"middle column ({W // 2})", xlabel="row", ylabel="depth")
-    step = max(1, max(H, W) // _SURFACE_SIDE)
-    rows, columns = np.mgrid[0:H:step, 0:W:step]
-    surface = figure.add_subplot(2, 2, 3, projection="3d")
-    surface.plot_surface(columns, -rows, depth[::step, ::step], cmap="viridis", linewidth=0)
-    surface.set(title="surface", xlabel="column", ylabel="−row", zlabel="depth")
-    atomic_write(path, lambda stream: figure.savefig(stream, format=path.suffix[1:].lower()), overwrite=overwrite)
-    return path
 
+    def fill(figure: Any) -> None:
+        histogram, row, column = (figure.add_subplot(2, 2, place) for place in (1, 2, 4))
+        histogram.hist(depth.ravel(), bins=_BINS)
+        histogram.set(title="histogram of depth", xlabel="depth", ylabel="pixels")
+        row.plot(depth[H // 2])
+        row.set(title=f"middle row ({H // 2})", xlabel="column", ylabel="depth")
+        column.plot(depth[:, W // 2])
+        column.set(title=f"middle column ({W // 2})", xlabel="row", ylabel="depth")
+        step = max(1, max(H, W) // _SURFACE_SIDE)
+        rows, columns = np.mgrid[0:H:step, 0:W:step]
+        surface = figure.add_subplot(2, 2, 3, projection="3d")
+        surface.plot_surface(columns, -rows, depth[::step, ::step], cmap="viridis", linewidth=0)
+        surface.set(title="surface", xlabel="column", ylabel="−row", zlabel="depth")
 
-def new_figure(size: tuple[float, float]) -> Any:
-    """An empty matplotlib figure of a size in inches, without any window system."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError("drawing needs matplotlib: pip install 'mlx-depth[plot]'.") from error
-    return Figure(size, layout="constrained")
+    return draw(path, (12, 8), fill, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

@@ -162,13 +162,24 @@ def _size(x: mx.array) -> tuple[int, int]:
 _UNUSED_UNIT = "the coarsest fusion has no finer map to add, so upstream never runs its first residual unit"
 
 
-def _original_fusion(refinenet: int, level: int) -> tuple[Rule, ...]:
-    source, target = f"scratch.refinenet{refinenet}", f"fusion.{level}"
-    first = f"{source}.resConfUnit1.{{c}}.{{p}}"
+def _fusion(level: int, unit: str, conv: str, projection: str) -> tuple[Rule, ...]:
+    """One level's rules, from the source's names: of its units without their number, a convolution, the projection."""
+    first, second = (f"{unit}{number}.{conv}.{{p}}" for number in (1, 2))
+    target = f"fusion.{level}"
     return (
-        Drop(first, _UNUSED_UNIT) if level == 0 else Rename(first, f"{target}.residual_conv_unit1.{{c}}.{{p}}"),
-        Rename(f"{source}.resConfUnit2.{{c}}.{{p}}", f"{target}.residual_conv_unit2.{{c}}.{{p}}"),
-        Rename(f"{source}.out_conv.{{p}}", f"{target}.projection.{{p}}"),
+        Drop(first, _UNUSED_UNIT) if level == 0 else Rename(first, f"{target}.residual_conv_unit1.conv{{c}}.{{p}}"),
+        Rename(second, f"{target}.residual_conv_unit2.conv{{c}}.{{p}}"),
+        Rename(f"{projection}.{{p}}", f"{target}.projection.{{p}}"),
+    )
+
+
+def _fusions(block: str, blocks: Sequence[int], unit: str, conv: str, projection: str) -> tuple[Rule, ...]:
+    """All levels, coarsest first; ``blocks`` are the numbers that the source gives them."""
+    names = [f"{block}{number}" for number in blocks]
+    return tuple(
+        rule
+        for level, name in enumerate(names)
+        for rule in _fusion(level, f"{name}.{unit}", conv, f"{name}.{projection}")
     )
 
 
@@ -176,52 +187,27 @@ ORIGINAL: tuple[Rule, ...] = (
     Rename("projects.{i}.{p}", "reassemble.{i}.projection.{p}"),
     Rename("resize_layers.{i}.{p}", "reassemble.{i}.resample.{p}"),
     *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
-    *(rule for level in range(4) for rule in _original_fusion(4 - level, level)),
+    *_fusions("scratch.refinenet", (4, 3, 2, 1), "resConfUnit", "conv{c}", "out_conv"),
     Rename("scratch.output_conv1.{p}", "conv1.{p}"),
     Rename("scratch.output_conv2.0.{p}", "conv2.{p}"),
     Rename("scratch.output_conv2.2.{p}", "conv3.{p}"),
 )
 
 
-def _transformers_fusion(level: int) -> tuple[Rule, ...]:
-    source, target = f"neck.fusion_stage.layers.{level}", f"fusion.{level}"
-    units: list[Rule] = []
-    for unit in (1, 2):
-        for conv in (1, 2):
-            name = f"{source}.residual_layer{unit}.convolution{conv}.{{p}}"
-            unused = level == 0 and unit == 1
-            units.append(
-                Drop(name, _UNUSED_UNIT)
-                if unused
-                else Rename(name, f"{target}.residual_conv_unit{unit}.conv{conv}.{{p}}")
-            )
-    return (*units, Rename(f"{source}.projection.{{p}}", f"{target}.projection.{{p}}"))
-
-
 TRANSFORMERS: tuple[Rule, ...] = (
     Rename("neck.reassemble_stage.layers.{i}.projection.{p}", "reassemble.{i}.projection.{p}"),
     Rename("neck.reassemble_stage.layers.{i}.resize.{p}", "reassemble.{i}.resample.{p}"),
     Rename("neck.convs.{i}.weight", "reassemble.{i}.adapt.weight"),
-    *(rule for level in range(4) for rule in _transformers_fusion(level)),
+    *_fusions("neck.fusion_stage.layers.", (0, 1, 2, 3), "residual_layer", "convolution{c}", "projection"),
     Rename("head.{c}.{p}", "{c}.{p}"),
 )
-
-
-def _gguf_fusion(refinenet: int, level: int) -> tuple[Rule, ...]:
-    source, target = f"scratch.rn{refinenet}", f"fusion.{level}"
-    first = f"{source}.rc1.c{{c}}.{{p}}"
-    return (
-        Drop(first, _UNUSED_UNIT) if level == 0 else Rename(first, f"{target}.residual_conv_unit1.conv{{c}}.{{p}}"),
-        Rename(f"{source}.rc2.c{{c}}.{{p}}", f"{target}.residual_conv_unit2.conv{{c}}.{{p}}"),
-        Rename(f"{source}.out.{{p}}", f"{target}.projection.{{p}}"),
-    )
 
 
 GGUF: tuple[Rule, ...] = (
     Rename("proj.{i}.{p}", "reassemble.{i}.projection.{p}"),
     Rename("resize.{i}.{p}", "reassemble.{i}.resample.{p}"),
     *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
-    *(rule for level in range(4) for rule in _gguf_fusion(4 - level, level)),
+    *_fusions("scratch.rn", (4, 3, 2, 1), "rc", "c{c}", "out"),
     Rename("scratch.out1.{p}", "conv1.{p}"),
     Rename("scratch.out2a.{p}", "conv2.{p}"),
     Rename("scratch.out2b.{p}", "conv3.{p}"),
