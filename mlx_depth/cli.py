@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that has gone is no traceback
         return code
     except MlxDepthError as error:
-        _say(f"mlx-depth: error: {error}")
+        say(f"mlx-depth: error: {error}")
         return 2
     except KeyboardInterrupt:
-        _say("mlx-depth: interrupted" + ("; --resume goes on where it stopped" if "resume" in options else ""))
+        say("mlx-depth: interrupted" + ("; --resume goes on where it stopped" if "resume" in options else ""))
         return 130
     except BrokenPipeError:  # the reader of stdout has gone; so Python must not flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,7 +85,7 @@ def _add_predict(verbs: Any) -> None:
     add("-o", "--out", type=Path, default=Path("depth"), metavar="DIR", help="output folder (default: depth)")
     add("--model", default=DEFAULT_MODEL, help=f"name, folder, file or owner/name (default: {DEFAULT_MODEL})")
     add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--input-size", type=_input_size, metavar="N|HxW", help="short side of the network image, or its exact size")
+    add("--input-size", type=input_size, metavar="N|HxW", help="short side of the network image, or its exact size")
     add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
     add(
         "--format",
@@ -120,7 +120,7 @@ def _run_predict(options: argparse.Namespace) -> int:
     def open_model() -> DepthModel:
         model = load(settings.model, dtype=settings.dtype, revision=settings.revision, progress=show_progress)
         if options.verbose:
-            _say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_licence(model.spec)}, {settings.dtype}")
+            say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_licence(model.spec)}, {settings.dtype}")
         return model
 
     ranks = join_ranks()
@@ -165,7 +165,7 @@ def _report(
             with tqdm.external_write_mode(file=sys.stderr):
                 _print_outcome(outcome, as_json)
             advance()
-    _say(f"{ranks.label}{done} done, {skipped} complete before, {failed} failed")
+    say(f"{ranks.label}{done} done, {skipped} complete before, {failed} failed")
     return 1 if failed else 0
 
 
@@ -190,14 +190,14 @@ def _line_by_line(total: int, label: str) -> Callable[[], None]:
         now = time.monotonic()
         if now >= due:
             due = now + PROGRESS_SECONDS
-            _say(label + tqdm.format_meter(done, total, now - start, unit="image", bar_format=_PROGRESS_LINE))
+            say(label + tqdm.format_meter(done, total, now - start, unit="image", bar_format=_PROGRESS_LINE))
 
     return advance
 
 
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     if outcome.error is not None:
-        _say(f"mlx-depth: {outcome.error}")
+        say(f"mlx-depth: {outcome.error}")
     if as_json:
         print(json.dumps(_outcome_facts(outcome)), flush=True)
     elif outcome.sidecar is not None:
@@ -262,7 +262,8 @@ def _megabytes(count: int) -> str:
     return f"{count:,} ({count / 1e6:,.1f} MB)"
 
 
-def _input_size(text: str) -> InputSize:
+def input_size(text: str) -> InputSize:
+    """Read what ``--input-size`` takes: ``518`` or ``392x518``."""
     try:
         sides = tuple(int(side) for side in text.lower().split("x"))
     except ValueError:
@@ -275,8 +276,9 @@ def _input_size(text: str) -> InputSize:
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
-    _say(f"mlx-depth: warning: {message}")
+    say(f"mlx-depth: warning: {message}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a diagnostic, at once and to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 from mlx_depth import hub
 from mlx_depth.checkpoint import read_checkpoint
 from mlx_depth.errors import ModelNotFoundError
-from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, list_models
+from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, find_published, list_models
 from mlx_depth.tensor_files import DTYPES, dtype_name
 from mlx_depth.weights import parameter_shapes
 
@@ -92,8 +92,7 @@ def _registered(source: str | Path) -> ModelSpec | None:
     """The registry's entry of a name, an alias or a Hub repository."""
     if hub.is_name(source):
         return find_model(str(source))
-    repo = str(source).partition("@")[0]
-    return next((spec for spec in list_models() if spec.hub_id == repo), None)
+    return find_published(str(source).partition("@")[0])
 
 
 def _find_here(source: str | Path, spec: ModelSpec | None) -> hub.Location | None:

@@ -22,7 +22,7 @@ from mlx_depth.image import ImageSource, LoadedImage, load_image
 from mlx_depth.models.family import Reference
 from mlx_depth.postprocess import resize_depth
 from mlx_depth.processor import InputSize, Processor
-from mlx_depth.registry import MODELS, ModelSpec, find_model
+from mlx_depth.registry import ModelSpec, find_model, find_published
 from mlx_depth.result import DepthResult
 from mlx_depth.tensor_files import DTYPES, dtype_name
 
@@ -294,12 +294,12 @@ def locate_model(
         raise ModelNotFoundError(f"the weights of {spec.name} are not released: choose another of `mlx-depth models`.")
     if spec is not None and spec.hub_id is not None:
         source, revision = spec.hub_id, revision or "main"  # a given revision always means the Hub
-    published = {spec.hub_id: spec for spec in MODELS.values() if spec.hub_id is not None}
     repo = str(source).partition("@")[0]
-    if repo in published and not hub.is_path(source):
-        _warn_licence(published[repo], repo)
+    published = find_published(repo)
+    if published is not None and not hub.is_path(source):
+        _warn_licence(published, repo)
     location = hub.locate(source, revision=revision, progress=progress, convertible=convertible)
-    return location, published.get(location.repo) if location.repo is not None else None
+    return location, find_published(location.repo) if location.repo is not None else None
 
 
 @overload

@@ -140,6 +140,11 @@ def _published() -> Iterator[ModelSpec]:
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _published()}
 
 
+def find_published(repo: str) -> ModelSpec | None:
+    """The model whose weights a Hub repository ``owner/name`` holds, if the registry knows it."""
+    return next((spec for spec in MODELS.values() if spec.hub_id == repo), None)
+
+
 def list_models() -> list[ModelSpec]:
     """All models of the registry, in the order of the table."""
     return list(MODELS.values())

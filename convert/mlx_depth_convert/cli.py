@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mlx_depth.cli import input_size, say  # that module imports this one late
 from mlx_depth.predictor import DEFAULT_MODEL
-from mlx_depth.processor import InputSize
 from mlx_depth.quantization import BITS, GROUP_SIZES
 from mlx_depth.save import atomic_write
 from mlx_depth.tensor_files import DTYPES
@@ -60,14 +60,14 @@ def _run_convert(options: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     spec, report = done.spec, done.report
-    _say(f"{spec.name}: {spec.depth_kind.description}, licence {spec.licence or 'unknown'}")
+    say(f"{spec.name}: {spec.depth_kind.description}, licence {spec.licence or 'unknown'}")
     if done.skipped:
         names = ", ".join(done.skipped[:4]) + (" …" if len(done.skipped) > 4 else "")
-        _say(f"{len(done.skipped)} layers are not quantized, as {options.group_size} does not divide them: {names}")
+        say(f"{len(done.skipped)} layers are not quantized, as {options.group_size} does not divide them: {names}")
     if report is not None:
-        _say(report.as_text())
+        say(report.as_text())
     if done.url is not None:
-        _say(f"uploaded to {done.url}")
+        say(f"uploaded to {done.url}")
     facts = {
         "path": str(done.path),
         "model": spec.name,
@@ -127,7 +127,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
         options.model, image=options.image, input_size=options.input_size, progress=sys.stderr.isatty()
     )
     if options.plot is not None:
-        _say(f"wrote {plot_depth(found.depth, options.plot)}")
+        say(f"wrote {plot_depth(found.depth, options.plot)}")
     if options.json:
         print(json.dumps(found.as_json()))
     else:
@@ -139,7 +139,9 @@ def _add_bench(verbs: Any) -> None:
     verb = verbs.add_parser("bench", help="measure load time, latency, memory and size")
     add = verb.add_argument
     add("models", nargs="*", default=[DEFAULT_MODEL], metavar="MODEL", help=f"{_SOURCE} (default: {DEFAULT_MODEL})")
-    add("--input-size", nargs="+", type=_size, default=[518], metavar="N|HxW", help="network pixels (default: 518)")
+    add(
+        "--input-size", nargs="+", type=input_size, default=[518], metavar="N|HxW", help="network pixels (default: 518)"
+    )
     add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images at once (default: 1)")
     add("--dtype", nargs="+", choices=DTYPES, default=[None], help="default: float16 on a GPU, float32 on a CPU")
     add("--quantize", nargs="+", type=int, choices=BITS, default=[None], help="bits of the linear layers")
@@ -165,20 +167,14 @@ def _run_bench(options: argparse.Namespace) -> int:
     )
     print(json.dumps(found.as_json()) if options.json else found.as_markdown())
     if options.plot is not None:
-        _say(f"wrote {plot_benchmark(found, options.plot)}")
+        say(f"wrote {plot_benchmark(found, options.plot)}")
     return 0
 
 
 def _add_input_size(verb: Any) -> None:
     verb.add_argument(
-        "--input-size", type=_size, metavar="N|HxW", help="short side of the network image, or its exact size"
+        "--input-size", type=input_size, metavar="N|HxW", help="short side of the network image, or its exact size"
     )
-
-
-def _size(text: str) -> InputSize:
-    from mlx_depth.cli import _input_size  # late: that module imports this one
-
-    return _input_size(text)
 
 
 def _write(path: Path | None, text: str) -> None:
@@ -188,7 +184,3 @@ def _write(path: Path | None, text: str) -> None:
 
 def _encode(stream: Any, text: str) -> None:
     stream.write(text.encode())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import mlx.core as mx
 
 from mlx_depth.checkpoint import Checkpoint, assemble_checkpoint, read_checkpoint
 from mlx_depth.errors import CheckpointError
 from mlx_depth.hub import is_name
 from mlx_depth.predictor import locate_model
 from mlx_depth.registry import find_model
-from mlx_depth.tensor_files import weight_files
+from mlx_depth.tensor_files import load_file, weight_files
 from mlx_depth_convert.sources import gguf, stage, torch_pickle
 
 READERS = {
@@ -74,8 +71,7 @@ def open_checkpoint(
         container = READERS[file.suffix.lower()](file)
         tensors = Path(scratch) / "tensors.safetensors"
         stage(container, tensors)
-        # MLX reads tensor by tensor from such a file alone.
-        arrays = cast(dict[str, mx.array], mx.load(str(tensors)))
+        arrays = load_file(tensors)  # MLX reads tensor by tensor from such a file alone
         checkpoint = assemble_checkpoint(file, arrays, known, name=location.repo, metadata=container.metadata)
         del arrays  # or they would stay in memory once they are read
         yield checkpoint, Origin(name, location.revision, location.repo is not None, (file,))

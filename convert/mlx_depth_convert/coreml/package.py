@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth import hub
-from mlx_depth.checkpoint import Checkpoint
+from mlx_depth.checkpoint import Checkpoint, expand_checkpoint
 from mlx_depth.errors import SaveError
 from mlx_depth.predictor import fetch
-from mlx_depth.quantization import dequantized
-from mlx_depth.registry import MODELS, ModelSpec, find_model
+from mlx_depth.registry import ModelSpec, find_model, find_published
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.coreml import tools
 from mlx_depth_convert.coreml.compress import compress_weights
@@ -106,7 +105,8 @@ def export_coreml(
         path = package_path(out, name, spec)
     tools.coremltools()
     checkpoint, revision = read()
-    return _write(path, _Job(checkpoint.spec, plain_weights(checkpoint), _source(model, revision), revision, options))
+    weights = expand_checkpoint(checkpoint).weights
+    return _write(path, _Job(checkpoint.spec, weights, _source(model, revision), revision, options))
 
 
 def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]]:
@@ -115,10 +115,9 @@ def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]
         return model.spec, lambda: (model, None)
     if hub.is_name(model):
         return find_model(str(model)), lambda: fetch(model)
-    published = {spec.hub_id: spec for spec in MODELS.values() if spec.hub_id is not None}
-    repo = str(model).partition("@")[0]
-    if repo in published and not Path(model).exists():
-        return published[repo], lambda: fetch(model)
+    published = find_published(str(model).partition("@")[0])
+    if published is not None and not Path(model).exists():
+        return published, lambda: fetch(model)
     found = fetch(model)
     return found[0].spec, lambda: found
 
@@ -129,13 +128,6 @@ def _source(model: str | Path | Checkpoint, revision: str | None) -> str:
     if hub.is_name(model):
         return find_model(str(model)).name
     return "" if revision is None else str(model).partition("@")[0]
-
-
-def plain_weights(checkpoint: Checkpoint) -> Weights:
-    """The weights, those of quantized layers expanded when they are used."""
-    if checkpoint.quantization is None:
-        return checkpoint.weights
-    return dequantized(checkpoint.weights, checkpoint.quantization)
 
 
 def _write(path: Path, job: _Job) -> Path:
