@@ -44,6 +44,8 @@ from mlx_depth.tensor_files import (
 )
 from mlx_depth.weights import apply, check_complete, listed, to_mlx_layout, with_front_axes
 
+GROUP_BYTES = 1 << 25  # read at once: evaluating each tensor alone takes half as long again
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -159,13 +161,16 @@ def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand
 
 
 def _evaluated(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Read and convert one tensor at a time, letting go of each source."""
-    done = {}
+    """Read and convert some tensors at a time, letting go of their sources."""
+    done: dict[str, mx.array] = {}
     while weights:
-        name, array = weights.popitem()
-        done[name] = cast_floating(array, dtype)
-        del array
-        mx.eval(done[name])
+        group: dict[str, mx.array] = {}
+        while weights and sum(array.nbytes for array in group.values()) < GROUP_BYTES:
+            name, array = weights.popitem()
+            group[name] = cast_floating(array, dtype)
+            del array
+        mx.eval(group)
+        done |= group
     return done
 
 

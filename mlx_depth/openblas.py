@@ -3,7 +3,9 @@
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_depth.errors import OptionError
@@ -50,7 +52,7 @@ def hint() -> str | None:
 
     Proved by ``tests/test_openblas.py``.
     """
-    if sys.platform != "linux" or os.environ.get(SWITCH) or _in_use():
+    if sys.platform != "linux" or os.environ.get(SWITCH) or _library_in_use() is not None:
         return None
     if any(_problem(name) is None for name in _candidates()):
         return "MLX runs on a slow BLAS, as mlx.core was imported first: import mlx_depth before mlx."
@@ -58,6 +60,56 @@ def hint() -> str | None:
         "MLX runs on a slow BLAS (matrix products take about 30 times longer): install OpenBLAS "
         f"(apt install libopenblas0, or conda install openblas), or set {SWITCH}=off to hide this hint."
     )
+
+
+def threads() -> int:
+    """How many threads a matrix product of MLX's takes: what ``OPENBLAS_NUM_THREADS`` or the cores say.
+
+    Returns:
+        1 where MLX does not run on OpenBLAS.
+
+    Proved by ``tests/test_openblas.py``.
+    """
+    library = _library_in_use()
+    return int(library.openblas_get_num_threads()) if library is not None else 1
+
+
+class _OneThread:
+    """Users at a time, and the number of threads that the last of them gives back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before = 1
+
+
+_one_thread = _OneThread()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it a matrix product takes one thread, so that several at once do not wait for one another.
+
+    The number belongs to the process; the last of several users gives it back.
+
+    Proved by ``tests/test_openblas.py``.
+    """
+    library = _library_in_use()
+    if library is None:
+        yield
+        return
+    with _one_thread.lock:
+        if _one_thread.users == 0:
+            _one_thread.before = threads()
+            library.openblas_set_num_threads(1)
+        _one_thread.users += 1
+    try:
+        yield
+    finally:
+        with _one_thread.lock:
+            _one_thread.users -= 1
+            if _one_thread.users == 0:
+                library.openblas_set_num_threads(_one_thread.before)
 
 
 def _load_chosen(choice: str) -> str:
@@ -102,11 +154,11 @@ def _glob(folder: Path, pattern: str) -> list[str]:
     return sorted(str(path.absolute()) for path in folder.glob(pattern))
 
 
-def _in_use() -> bool:
-    """Whether an OpenBLAS is global, or linked by MLX itself (conda-forge's build)."""
+def _library_in_use() -> ctypes.CDLL | None:
+    """The OpenBLAS that is global, or linked by MLX itself (conda-forge's build)."""
     mlx = sys.modules.get("mlx.core")
     libraries = [ctypes.CDLL(None)] + ([ctypes.CDLL(mlx.__file__)] if mlx is not None else [])
-    return any(_config(library) for library in libraries)
+    return next((library for library in libraries if _config(library)), None)
 
 
 def _config(library: ctypes.CDLL) -> bytes:

@@ -19,6 +19,7 @@ from mlx_depth import hub, openblas
 from mlx_depth.checkpoint import Checkpoint, build_network, read_checkpoint
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.image import ImageSource, LoadedImage, load_image
+from mlx_depth.inference import Forward, depth_of, full_speed
 from mlx_depth.models.family import Reference
 from mlx_depth.postprocess import resize_depth
 from mlx_depth.processor import InputSize, Processor
@@ -28,7 +29,6 @@ from mlx_depth.tensor_files import DTYPES, dtype_name
 
 DEFAULT_MODEL = "depth-anything-v2-small"
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
-IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
 WINDOW = 4  # batches' worth of images that may wait for others of their size
 
 OnError = Callable[[ImageSource, ImageError], None]
@@ -41,6 +41,7 @@ class DepthModel:
     Attributes:
         spec: Name, sizes, licence and kind of depth.
         network: The ``nn.Module``: normalised ``pixel_values`` (B, H, W, 3) → named outputs with ``depth`` (B, H, W).
+            Change its parameters before the first prediction: a GPU runs a compiled graph that keeps them.
         processor: How photos become ``pixel_values``, and depth maps photo-sized again.
         dtype: Number format that the network computes in.
         revision: Commit of the Hub repository; None for local weights.
@@ -82,9 +83,8 @@ class DepthModel:
     ) -> Iterator[DepthResult]:
         """Predict many images of any mix of sizes; decoding runs ahead of the network.
 
-        Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait.
-        Where sizes change, MLX's idle buffers are given back once they exceed an eighth of ``mx.get_memory_limit()``;
-        ``mx.set_cache_limit`` sets a tighter limit for the whole process, which this library leaves as it is.
+        Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait,
+        and MLX's idle buffers stay below an eighth of ``mx.get_memory_limit()``, or what ``mx.set_cache_limit`` says.
 
         Args:
             images: A list or any iterator of what ``predict`` takes.
@@ -105,6 +105,27 @@ class DepthModel:
         self.check_input_size(input_size)
         return predict_stream(lambda: self, images, batch_size=batch_size, input_size=input_size, on_error=on_error)
 
+    def infer(self, pixel_values: mx.array) -> mx.array:
+        """Run the network alone, as fast as ``predict`` does.
+
+        Args:
+            pixel_values: Normalised RGB, ``(B, H, W, 3)``, any float type; H and W are multiples of the patch size.
+        Returns:
+            Depth ``(B, H, W)``, float32, evaluated, in the kind and unit of the model.
+        Raises:
+            OptionError: If the shape does not fit.
+
+        Proved by ``tests/test_predictor.py``.
+        """
+        with full_speed():
+            depth = self._forward(pixel_values)
+            mx.eval(depth)
+        return depth
+
+    @functools.cached_property
+    def _forward(self) -> Forward:
+        return depth_of(self.network, self.dtype)
+
     def check_input_size(self, input_size: InputSize | None) -> None:
         """Raise OptionError if an input size cannot work, so that no image is blamed for it."""
         side = self.processor.input_size if input_size is None else input_size
@@ -119,14 +140,14 @@ class DepthModel:
     def _predict_group(self, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
         """Images of one network size, one batch."""
         _warn_slow()
-        _make_room(tuple(image.info.size for image in images), input_size)
-        pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
-        depth = self.network(pixel_values.astype(self.dtype)).depth
-        full = [
-            resize_depth(depth[i : i + 1], image.info.size, method=self.processor.restore)[0]
-            for i, image in enumerate(images)
-        ]
-        mx.eval(full)
+        with full_speed():
+            pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
+            depth = self._forward(pixel_values)
+            full = [
+                resize_depth(depth[i : i + 1], image.info.size, method=self.processor.restore)[0]
+                for i, image in enumerate(images)
+            ]
+            mx.eval(full)
         return [
             self._result(image, np.array(array), (depth.shape[1], depth.shape[2]))
             for image, array in zip(images, full, strict=True)
@@ -435,16 +456,6 @@ def _try_load(source: ImageSource) -> LoadedImage | ImageError:
         return load_image(source)
     except ImageError as error:
         return error
-
-
-@functools.lru_cache(maxsize=1)
-def _make_room(sizes: tuple[tuple[int, int], ...], input_size: InputSize | None) -> None:
-    """Runs where the sizes change: gives idle buffers of other sizes back once they are a large part of the memory.
-
-    MLX keeps a freed buffer for the next array of its size; by default it keeps as much as all memory together.
-    """
-    if mx.get_cache_memory() > mx.get_memory_limit() * IDLE_SHARE:
-        mx.clear_cache()
 
 
 @functools.cache

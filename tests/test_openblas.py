@@ -51,7 +51,7 @@ def installed() -> str:
 @pytest.fixture
 def nothing_global(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this process had no OpenBLAS and no MLX yet."""
-    monkeypatch.setattr(openblas, "_in_use", lambda: False)
+    monkeypatch.setattr(openblas, "_library_in_use", lambda: None)
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     monkeypatch.delenv(openblas.SWITCH, raising=False)
 

@@ -3,6 +3,7 @@
 A tiny network with name-seeded weights stands for the real ones where only the line around it matters.
 """
 
+import dataclasses
 import io
 import itertools
 import threading
@@ -191,15 +192,15 @@ def test_batches_equal_single_predictions_in_order(order: list[tuple[int, int]],
         assert relative_error(result.depth, model.predict(image).depth) <= 1e-5
 
 
-def test_images_of_one_network_size_share_a_batch(tiny: DepthModel) -> None:
+def test_images_of_one_network_size_share_a_batch(tiny: DepthModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[tuple[int, ...]] = []
 
-    class Network:
-        def __call__(self, pixel_values: mx.array) -> object:
-            batches.append(pixel_values.shape)
-            return tiny.network(pixel_values)
+    def forward(pixel_values: mx.array) -> mx.array:
+        batches.append(pixel_values.shape)
+        return tiny.infer(pixel_values)
 
-    model = DepthModel(tiny.spec, Network(), tiny.processor, tiny.dtype)  # type: ignore[arg-type]
+    monkeypatch.setattr(predictor, "depth_of", lambda network, dtype: forward)
+    model = dataclasses.replace(tiny)
     images = [photo(*size) for size in ((20, 20), (30, 45), (24, 24), (32, 48), (20, 20))]
     assert len(list(model.predict_batch(images, batch_size=2))) == 5
     assert sorted(batches) == [(1, 28, 28, 3), (2, 28, 28, 3), (2, 28, 42, 3)]
@@ -302,20 +303,14 @@ def test_closing_the_iterator_stops_the_threads(tiny: DepthModel) -> None:
     assert decoding_threads() == []
 
 
-@pytest.mark.parametrize(("share", "cleared"), [(0.0, [1, 1, 2, 2, 3]), (1.0, [0, 0, 0, 0, 0])])
-def test_idle_buffers_are_given_back_when_sizes_change(
-    share: float, cleared: list[int], tiny: DepthModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not while sizes stay, as then each buffer is of use again; nor while idle ones are a small part of the memory."""
-    tiny.predict(photo(33, 66))
-    calls: list[None] = []
-    counts = []
-    monkeypatch.setattr(predictor, "IDLE_SHARE", share)
-    monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(None))
-    for size in ((20, 20), (20, 20), (30, 45), (30, 45), (20, 20)):
-        tiny.predict(photo(*size))
-        counts.append(len(calls))
-    assert counts == cleared
+def test_infer_is_the_network_of_predict(tiny: DepthModel) -> None:
+    image = photo(28, 42)
+    pixel_values = tiny.processor(image)
+    depth = tiny.infer(pixel_values)
+    assert (depth.shape, depth.dtype) == (pixel_values.shape[:3], mx.float32)
+    np.testing.assert_array_equal(np.array(depth[0]), tiny.predict(image).depth)
+    with pytest.raises(OptionError, match="multiples of 14"):
+        tiny.infer(pixel_values[:, 1:])
 
 
 # predict(): one call for all.

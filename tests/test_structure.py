@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "openblas"},
     {"result", "image", "weights", "nn", "colormaps", "ranks", "quantization"},
     {"tensor_files"},
-    {"postprocess", "backbones", "heads", "save"},
+    {"postprocess", "backbones", "heads", "save", "inference"},
     {"models"},
     {"processor"},
     {"registry"},

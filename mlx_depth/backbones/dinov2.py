@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.nn.attention import Attention
+from mlx_depth.nn.cores import by_rows
 from mlx_depth.nn.layer_scale import LayerScale
 from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
 from mlx_depth.nn.patch_embed import PatchEmbed
@@ -18,6 +19,7 @@ from mlx_depth.nn.position import PositionRule, resize_position_table
 from mlx_depth.weights import Drop, Rename, Rule, Split
 
 LAYER_NORM_EPS = 1e-6
+KEPT_GRIDS = 8  # 3 MB each for large in half precision
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = x + self.layer_scale1(self.attn(self.norm1(x)))
-        return x + self.layer_scale2(self.mlp(self.norm2(x)))
+        return by_rows(lambda rows: rows + self.layer_scale2(self.mlp(self.norm2(rows))), x)
 
 
 class DINOv2(nn.Module):
@@ -93,13 +95,26 @@ class DINOv2(nn.Module):
             self.register_tokens = mx.zeros((1, config.num_register_tokens, dims))
         self.blocks = [Block(config) for _ in range(config.num_layers)]
         self.norm = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
+        self._table: mx.array | None = None  # the pos_embed that _positions come from
+        self._positions: dict[tuple[int, int], mx.array] = {}
+
+    def positions(self, grid_size: tuple[int, int]) -> mx.array:
+        """The position table for a patch grid, (1, gh * gw, C), kept for the next images of that size."""
+        if self._table is not self.pos_embed:
+            self._table, self._positions = self.pos_embed, {}
+        if grid_size not in self._positions:
+            if len(self._positions) == KEPT_GRIDS:
+                del self._positions[next(iter(self._positions))]
+            self._positions[grid_size] = resize_position_table(
+                self.pos_embed[:, 1:], grid_size, self._config.position_rule
+            )
+        return self._positions[grid_size]
 
     def embed(self, pixel_values: mx.array) -> mx.array:
         """Patch, class and register tokens with their positions: (B, H, W, 3) → (B, 1 + registers + gh * gw, C)."""
         patches = self.patch_embed(pixel_values)
         B, gh, gw, C = patches.shape
-        positions = resize_position_table(self.pos_embed[:, 1:], (gh, gw), self._config.position_rule)
-        patch_tokens = patches.reshape(B, gh * gw, C) + positions  # map → tokens
+        patch_tokens = patches.reshape(B, gh * gw, C) + self.positions((gh, gw))  # map → tokens
         lead = [mx.broadcast_to(self.cls_token + self.pos_embed[:, :1], (B, 1, C))]
         if self._config.num_register_tokens:
             lead.append(mx.broadcast_to(self.register_tokens, (B, *self.register_tokens.shape[1:])))

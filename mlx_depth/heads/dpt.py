@@ -3,6 +3,7 @@
 Upstream: ``depth_anything_v2/dpt.py`` and transformers' ``modeling_depth_anything.py``.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,12 +12,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
+from mlx_depth.nn.cores import cores, in_parts, joined
 from mlx_depth.nn.cpu import fast_paths
 from mlx_depth.nn.resize import resize, resize_rows
 from mlx_depth.weights import Drop, Rename, Rule
 
 Resampling = Literal["up4", "up2", "keep", "down2"]
-STRIP_ROWS = 64  # of the network's input size
+STRIP_ROWS = 64  # of the network's input size, at least
+STRIP_BYTES = 1 << 25  # of the grown map, on a GPU
 RESAMPLINGS: tuple[Resampling, ...] = ("up4", "up2", "keep", "down2")  # finest map first
 
 
@@ -131,27 +134,28 @@ class DPTHead(nn.Module):
         """Turn the fused path into depth at the network's input size, (B, H, W)."""
         config = self._config
         size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
-        x = self.conv1(path)
-        if fast_paths(x):
-            x = self._refine_in_strips(x, size)
-        else:
-            x = self._refine(resize(x, size, method="bilinear", align_corners=True))
+        x = self._refine(self.conv1(path), size)
         return (nn.relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
 
-    def _refine(self, x: mx.array) -> mx.array:
-        return self.conv3(nn.relu(self.conv2(x)))[..., 0]  # (B, H, W, 1) → (B, H, W)
-
-    def _refine_in_strips(self, x: mx.array, size: tuple[int, int]) -> mx.array:
-        """Resize and refine some rows at a time, so that the largest maps never exist as a whole."""
+    def _refine(self, x: mx.array, size: tuple[int, int]) -> mx.array:
+        """Grow and refine some rows at a time, one band after the other: the largest maps never exist as a whole."""
         height, width = size
-        x = resize(x, (x.shape[1], width), method="bilinear", align_corners=True)
-        strips = []
-        for top in range(0, height, STRIP_ROWS):
-            bottom = min(top + STRIP_ROWS, height)
-            start, stop = max(top - 1, 0), min(bottom + 1, height)  # conv2 sees one row more on each side
-            rows = resize_rows(x, height, (start, stop), method="bilinear", align_corners=True)
-            strips.append(self._refine(rows)[:, top - start : bottom - start])
-        return mx.concatenate(strips, axis=1)
+        row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * width
+        step = STRIP_ROWS * cores() if fast_paths(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
+        bands: list[mx.array] = []
+        for top in range(0, height, step):
+            if bands:
+                (x,) = mx.depends([x], bands[-1:])
+            refine = functools.partial(self._refine_rows, x, size, top)
+            bands.append(joined(in_parts(refine, min(step, height - top))))
+        return mx.concatenate(bands, axis=1)
+
+    def _refine_rows(self, x: mx.array, size: tuple[int, int], top: int, start: int, stop: int) -> mx.array:
+        """Rows ``top + start`` to ``top + stop``: (B, rows, W), float32, as half precision has steps one can see."""
+        first, end = max(top + start - 1, 0), min(top + stop + 1, size[0])  # conv2 sees one row more on each side
+        x = nn.relu(self.conv2(resize_rows(x, size, (first, end), method="bilinear", align_corners=True)))
+        x = self.conv3(x.astype(mx.float32))[..., 0]  # (B, rows, W, 1) → (B, rows, W)
+        return x[:, top + start - first : top + stop - first]
 
 
 def _size(x: mx.array) -> tuple[int, int]:

@@ -77,6 +77,15 @@ class DepthAnything(nn.Module):
         tokens = [layer.patch_tokens for layer in self.backbone(pixel_values)]
         return DepthAnythingOutput(self.head(tokens, (H // patch, W // patch)))
 
+    def prepare(self, size: tuple[int, int]) -> mx.array:
+        """Compute what depends on the image's size alone, (height, width); later calls use it.
+
+        Returns:
+            The array to evaluate.
+        """
+        patch = self._config.backbone.patch_size
+        return self.backbone.positions((size[0] // patch, size[1] // patch))
+
 
 # name → (embed_dim, layers, heads, DPT features, DPT channels, V2's tapped layers), as upstream's `model_configs`.
 _SIZES: dict[str, tuple[int, int, int, int, tuple[int, int, int, int], tuple[int, ...]]] = {

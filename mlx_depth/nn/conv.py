@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_depth.nn.cores import in_parts, joined
 from mlx_depth.nn.cpu import fast_paths
 
 
@@ -58,17 +59,27 @@ def conv_3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
     Same numbers as ``mx.conv2d``; proved by ``tests/nn/test_cpu.py``.
     """
+    taps = mx.contiguous(weight.transpose(1, 2, 3, 0))  # (3, 3, C, D)
+    H = x.shape[1]
+
+    def rows(start: int, stop: int) -> mx.array:
+        top, bottom = max(start - 1, 0), min(stop + 1, H)
+        return _conv_3x3(x[:, top:bottom], taps, bias)[:, start - top : stop - top]
+
+    return joined(in_parts(rows, H))
+
+
+def _conv_3x3(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
     B, H, W, C = x.shape
     stride = W + 2
     pixels = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(-1, C)
-    taps = mx.contiguous(weight.transpose(1, 2, 3, 0))  # (3, 3, C, D)
     count = pixels.shape[0] - 2 * stride - 2  # up to the last image's last output pixel
     y = bias
     for i in range(3):
         for j in range(3):
             offset = i * stride + j
             y = mx.addmm(y, pixels[offset : offset + count], taps[i, j])
-    D = weight.shape[0]
+    D = taps.shape[3]
     return mx.as_strided(y, (B, H, W, D), ((H + 2) * stride * D, stride * D, D, 1))  # without the padding
 
 

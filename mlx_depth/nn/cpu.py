@@ -3,10 +3,13 @@
 For inference in float32 alone: gradients do not pass. ``nn/conv.py`` holds the convolutions.
 """
 
+import functools
+import itertools
 import math
-import sys
 
 import mlx.core as mx
+
+from mlx_depth.nn.cores import in_parts, on_linux_cpu
 
 _CHUNK_ELEMENTS = 1 << 18  # scores at a time: 1 MB, which a core's own cache holds
 _ROUND = 1.5 * 2**23  # adding and taking away rounds a float32 to an integer
@@ -30,8 +33,8 @@ _TAIL = (
 
 
 def fast_paths(x: mx.array) -> bool:
-    """Whether ``x`` takes the routes of this module and of ``nn/conv.py``: float32, on Linux, MLX's device the CPU."""
-    return sys.platform == "linux" and x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+    """Whether ``x`` takes the routes of this module and of ``nn/conv.py``: float32 on a Linux CPU."""
+    return x.dtype == mx.float32 and on_linux_cpu()
 
 
 def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) -> mx.array:
@@ -51,11 +54,18 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
     chunk = max(32, _CHUNK_ELEMENTS // key.shape[2])
     query = query * (scale * _LOG2_E)
     query, key, value = (mx.contiguous(x).flatten(0, 1) for x in (query, key, value))  # (B * heads, N, D)
-    outputs = [
-        mx.concatenate([_attend(q[i : i + chunk], k, v) for i in range(0, N, chunk)])
-        for q, k, v in zip(query, key, value, strict=True)
-    ]
-    return mx.stack(outputs).reshape(B, heads, N, -1)
+    outputs: list[list[mx.array]] = []
+    for q, k, v in zip(query, key, value, strict=True):
+        if outputs:
+            # MLX queues about a hundred operations: without this one core's, of all heads, and the others idle.
+            (q,) = mx.depends([q], outputs[-1])
+        outputs.append(in_parts(functools.partial(_attend_in_chunks, q, k, v, chunk), N))
+    return mx.stack([mx.concatenate(parts) for parts in outputs]).reshape(B, heads, N, -1)
+
+
+def _attend_in_chunks(query: mx.array, key: mx.array, value: mx.array, chunk: int, start: int, stop: int) -> mx.array:
+    edges = [*range(start, stop, chunk), stop]
+    return mx.concatenate([_attend(query[i:j], key, value) for i, j in itertools.pairwise(edges)])
 
 
 def _attend(query: mx.array, key: mx.array, value: mx.array) -> mx.array:

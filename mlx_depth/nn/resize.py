@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
+from mlx_depth.nn.cores import by_rows, in_parts, joined
 
 Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"]
 
@@ -81,24 +82,36 @@ def resize(
 
 
 def resize_rows(
-    x: mx.array, height: int, rows: tuple[int, int], *, method: Method = "bilinear", align_corners: bool = False
+    x: mx.array,
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    *,
+    method: Method = "bilinear",
+    align_corners: bool = False,
 ) -> mx.array:
-    """Some rows of a vertical resize.
+    """Some rows of a resized map, from the input rows that they need.
 
     Args:
-        x: Images, ``(B, H, W, C)``, any float type.
-        height: Height that the whole output would have.
+        x: Maps, ``(B, H, W, C)``, any float type.
+        size: ``(height, width)`` that the whole output would have.
         rows: First output row, and the one after the last.
-        method: As for ``resize``.
+        method: As for ``resize``; not ``nearest``.
         align_corners: As for ``resize``.
     Returns:
-        ``(B, rows[1] - rows[0], W, C)``, same type as ``x``.
+        ``(B, rows[1] - rows[0], width, C)``, same type as ``x``.
 
-    Same numbers as slicing ``resize(x, (height, W))``; proved by ``tests/nn/test_cpu.py``.
+    Same numbers as slicing ``resize(x, size)``; proved by ``tests/nn/test_resize.py``.
     """
-    rule = _AxisRule(x.shape[1], height, method, align_corners, antialias=False, scale=None)
-    indices, weights = _device_taps(rule)
-    return _apply_taps(x, 1, indices[slice(*rows)], weights[slice(*rows)])
+    down, across = (
+        _AxisRule(x.shape[axis], size[axis - 1], method, align_corners, antialias=False, scale=None) for axis in (1, 2)
+    )
+    needed = _axis_taps(down).indices[slice(*rows)]
+    first, end = int(needed.min()), int(needed.max()) + 1
+    x = _resize_axis(x[:, first:end], 2, across)
+    if _prefers_dense(x, down):
+        return _apply_dense(x, 1, _device_matrix(down)[slice(*rows), first:end])
+    indices, weights = _device_taps(down)
+    return _apply_taps(x, 1, indices[slice(*rows)] - first, weights[slice(*rows)])
 
 
 def resize_pillow(x: mx.array, size: tuple[int, int]) -> mx.array:
@@ -156,7 +169,10 @@ def _resize_axis(x: mx.array, axis: int, rule: _AxisRule) -> mx.array:
         return mx.take(x, _device_taps(rule)[0][:, 0], axis=axis)
     if _prefers_dense(x, rule):
         return _apply_dense(x, axis, _device_matrix(rule))
-    return _apply_taps(x, axis, *_device_taps(rule))
+    indices, weights = _device_taps(rule)
+    if axis == 2:
+        return by_rows(lambda rows: _apply_taps(rows, 2, indices, weights), x)
+    return joined(in_parts(lambda i, j: _apply_taps(x, 1, indices[i:j], weights[i:j]), rule.out_size))
 
 
 def _prefers_dense(x: mx.array, rule: _AxisRule) -> bool:
@@ -227,6 +243,7 @@ def _matrix(taps: _Taps, in_size: int) -> npt.NDArray[np.float64]:
     return matrix
 
 
+@lru_cache(maxsize=128)
 def _axis_taps(rule: _AxisRule) -> _Taps:
     if rule.method == "nearest":
         return _nearest_taps(rule.in_size, rule.out_size)

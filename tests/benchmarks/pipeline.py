@@ -3,22 +3,29 @@
 64 photos of mixed sizes go through ``predict_files`` (decode, network, resize back, write), and batches of the same
 shapes through the network alone, in turns. Prints medians of images a second, and their ratio; and processor time an
 image, which other work on the machine changes less: where the network runs on the same cores, it bounds the ratio.
+``--write`` puts the table into ``RESULTS.md``.
 """
 
 import argparse
-import platform
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from unittest import mock
+
+import report
 
 import mlx_depth
 from mlx_depth.files import DEFAULT_FORMATS, Settings, find_images, predict_files
+from mlx_depth.image import LoadedImage
 from mlx_depth.predictor import DepthModel
+from mlx_depth.processor import InputSize
+from mlx_depth.result import DepthResult
+from mlx_depth.tensor_files import dtype_name
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
 from photos import write_photos
@@ -40,18 +47,6 @@ def since(start: Timing) -> Timing:
     return Timing(end.wall - start.wall, end.cpu - start.cpu)
 
 
-class Recorder:
-    """The network, and the shapes of the batches that it was given."""
-
-    def __init__(self, network: Callable[[mx.array], Any]):
-        self.network = network
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __call__(self, pixel_values: mx.array) -> Any:
-        self.shapes.append(pixel_values.shape)
-        return self.network(pixel_values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="mlx-depth-demo")
@@ -61,9 +56,27 @@ def main() -> None:
     parser.add_argument("--long-sides", type=int, nargs=2, default=(640, 1280), metavar=("FROM", "TO"))
     parser.add_argument("--format", default=",".join(DEFAULT_FORMATS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: MLX's")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
-
+    start = report.conditions(report.use_device(options.device), "mlx")
     model = mlx_depth.load(options.model)
+    size, photos = options.input_size or model.processor.input_size, options.long_sides
+    text = "\n".join(
+        [
+            f"{start} {options.photos} photos of {photos[0]}–{photos[1]} pixels, {options.model}, "
+            f"{dtype_name(model.dtype)}, input size {size}, batches of {options.batch_size}, "
+            f"{options.format}; medians of {options.rounds} rounds.",
+            "",
+            *table(model, options),
+        ]
+    )
+    print(text)
+    if options.write:
+        report.write_section("pipeline", text)
+
+
+def table(model: DepthModel, options: argparse.Namespace) -> list[str]:
     settings = Settings(
         options.model, str(model.dtype), input_size=options.input_size, formats=tuple(options.format.split(","))
     )
@@ -71,23 +84,39 @@ def main() -> None:
         photos, out = Path(folder, "photos"), Path(folder, "out")
         photos.mkdir()
         write_photos(photos, options.photos, tuple(options.long_sides))
-        recorder = Recorder(model.network)
-        pipeline(replace(model, network=recorder), photos, out, settings, options.batch_size)  # also the warm-up
-        network(model, recorder.shapes)
+        with recorded_shapes() as shapes:
+            pipeline(model, photos, out, settings, options.batch_size)  # also the warm-up
+        assert sum(shape[0] for shape in shapes) == options.photos, shapes
+        network(model, shapes)
         rounds: list[tuple[Timing, Timing]] = []
         for _ in range(options.rounds):
-            alone = network(model, recorder.shapes)
+            alone = network(model, shapes)
             rounds.append((alone, pipeline(model, photos, out, settings, options.batch_size)))
     alone, whole = (
         Timing(*(statistics.median(values) / options.photos for values in zip(*side, strict=True)))
         for side in zip(*rounds, strict=True)
     )
-    print(f"{platform.machine()} {platform.system()}, {mx.default_device()}, MLX {mx.__version__}, {model.dtype}\n")
-    size = options.input_size or model.processor.input_size
-    print(f"{options.photos} photos, input size {size}, batches of {options.batch_size}, {options.format}\n")
-    print("| | network alone | whole pipeline | ratio |\n|---|---|---|---|")
-    print(f"| images a second | {1 / alone.wall:.2f} | {1 / whole.wall:.2f} | {alone.wall / whole.wall:.1%} |")
-    print(f"| processor ms an image | {alone.cpu * 1e3:.0f} | {whole.cpu * 1e3:.0f} | {alone.cpu / whole.cpu:.1%} |")
+    return [
+        "| | network alone | whole pipeline | ratio |",
+        "|---|---|---|---|",
+        f"| images a second | {1 / alone.wall:.2f} | {1 / whole.wall:.2f} | {alone.wall / whole.wall:.1%} |",
+        f"| processor ms an image | {alone.cpu * 1e3:.0f} | {whole.cpu * 1e3:.0f} | {alone.cpu / whole.cpu:.1%} |",
+    ]
+
+
+@contextmanager
+def recorded_shapes() -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of all batches that go through a network meanwhile."""
+    shapes: list[tuple[int, ...]] = []
+    predict = DepthModel._predict_group
+
+    def recorded(model: DepthModel, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
+        results = predict(model, images, input_size)
+        shapes.append((len(results), *results[0].input_size, 3))
+        return results
+
+    with mock.patch.object(DepthModel, "_predict_group", recorded):
+        yield shapes
 
 
 def network(model: DepthModel, shapes: list[tuple[int, ...]]) -> Timing:
@@ -96,7 +125,7 @@ def network(model: DepthModel, shapes: list[tuple[int, ...]]) -> Timing:
     mx.eval(batches)
     start = now()
     for batch in batches:
-        mx.eval(model.network(batch).depth)
+        model.infer(batch)
     return since(start)
 
 

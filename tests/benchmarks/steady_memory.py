@@ -1,7 +1,8 @@
 """Whether memory stays where it is over a long run: ``python tests/benchmarks/steady_memory.py [--photos 1000]``.
 
 Photos of all sizes go through the command ``predict --batch-size 4`` in this process. Prints the peaks of each hundred:
-of the process (Linux: its resident pages; elsewhere: ps) and of MLX (buffers in use and kept for reuse).
+of the process (Linux: its resident pages; elsewhere: ps) and of MLX (buffers in use and kept for reuse); ``--write``
+puts them into ``RESULTS.md``.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+
+import report
 
 from mlx_depth import cli, files
 
@@ -57,7 +60,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--input-size", default="56", help="small, so that it takes minutes")
     parser.add_argument("--long-sides", type=int, nargs=2, default=(300, 900), metavar=("FROM", "TO"))
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
+    shortest, longest = options.long_sides
+    start = report.conditions(report.use_device(None), "mlx")
     sampler = Sampler()
 
     def watched(*arguments: Any, **more: Any) -> Generator[files.Outcome, None, None]:
@@ -71,18 +77,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder, "photos")
         photos.mkdir()
-        write_photos(photos, options.photos, tuple(options.long_sides))
+        write_photos(photos, options.photos, (shortest, longest))
         command = ["predict", str(photos), "-o", str(Path(folder, "out")), "--model", "mlx-depth-demo"]
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
             code = cli.main([*command, "--batch-size", "4", "--input-size", options.input_size])
     sampler.done.set()
     assert code == 0
-    print("| images | process, MB | MLX, MB |\n|---|---|---|")
-    for number, peak in enumerate(sampler.peaks):
-        print(f"| {number * WINDOW + 1}–{(number + 1) * WINDOW} | {peak['process']:.0f} | {peak['MLX']:.0f} |")
-    for name in ("process", "MLX"):
-        print(f"\n{name}: last to first {sampler.peaks[-1][name] / sampler.peaks[0][name] - 1:+.1%}", end="")
-    print()
+    text = "\n".join(
+        [
+            f"{start} {options.photos} photos of {shortest}–{longest} pixels, `predict --batch-size 4`, "
+            f"demo model at input size {options.input_size}; peaks of each {WINDOW}.",
+            "",
+            *table(sampler.peaks),
+        ]
+    )
+    print(text)
+    if options.write:
+        report.write_section("memory", text)
+
+
+def table(peaks: list[dict[str, float]]) -> list[str]:
+    changes = [peaks[-1][name] / peaks[0][name] - 1 for name in ("process", "MLX")]
+    return [
+        "| images | process, MB | MLX, MB |",
+        "|---|---|---|",
+        *(
+            f"| {number * WINDOW + 1}–{(number + 1) * WINDOW} | {peak['process']:.0f} | {peak['MLX']:.0f} |"
+            for number, peak in enumerate(peaks)
+        ),
+        f"| last to first | {changes[0]:+.1%} | {changes[1]:+.1%} |",
+    ]
 
 
 if __name__ == "__main__":

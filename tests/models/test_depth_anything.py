@@ -4,9 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import reference
+from mlx.utils import tree_flatten
+from mlx_depth_convert.recorder import recording
 from support import correlation, relative_error
 
 import mlx_depth
@@ -102,16 +105,10 @@ def test_an_injected_drift_fails_the_gate(name, tmp_path):
     pixel_values = reference.pixels(1, 70, 98)
     expected = reference.run(reference.model("tiny"), pixel_values)
     path, change = DRIFTS[name]
-    parameters = dict(mx_flatten(network))
+    parameters = dict(tree_flatten(network.parameters()))
     network.load_weights([(path, change(parameters[path]))], strict=False)
     with pytest.raises(AssertionError):
         assert_equal(depth_of(network, pixel_values), expected)
-
-
-def mx_flatten(network: DepthAnything) -> list[tuple[str, mx.array]]:
-    from mlx.utils import tree_flatten
-
-    return tree_flatten(network.parameters())
 
 
 def test_a_wrong_layer_norm_epsilon_fails_the_gate(tmp_path):
@@ -129,10 +126,31 @@ def test_half_precision_stays_close(dtype, gate, tmp_path):
     folder = reference.save(reference.model("tiny"), tmp_path)
     pixel_values = reference.pixels(1, 70, 98)
     expected = reference.run(reference.model("tiny"), pixel_values)
+    model = mlx_depth.load(folder, dtype=dtype, reference="transformers")
+    assert relative_error(np.array(model.infer(mx.array(pixel_values))), expected) <= gate
+
+
+@pytest.mark.parametrize("max_depth", [None, 20])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_the_last_layer_alone_computes_in_float32(dtype, max_depth, tmp_path):
+    """A hidden wider type would reach the argument or the result of some module; the one that is meant is there."""
+    folder = reference.save(reference.model("tiny", max_depth=max_depth), tmp_path)
     network = mlx_depth.load(folder, dtype=dtype, reference="transformers").network
-    depth = network(mx.array(pixel_values).astype(getattr(mx, dtype))).depth
-    assert depth.dtype == getattr(mx, dtype), "nothing in the graph computes in a wider type"
-    assert relative_error(np.array(depth.astype(mx.float32)), expected) <= gate
+    types = {}
+
+    def on_call(path: str, module: nn.Module, argument: object, result: object) -> None:
+        arrays = [value for _, value in tree_flatten([argument, result]) if isinstance(value, mx.array)]
+        assert len(arrays) >= 2, path
+        types[path] = {value.dtype for value in arrays}
+
+    with recording(network, on_call):
+        depth = network(mx.array(reference.pixels(1, 42, 70)).astype(dtype)).depth
+    leaves = {path for path, module in network.named_modules() if not module.children()}
+    assert leaves <= types.keys()
+    assert depth.dtype == mx.float32
+    assert types.pop("head.conv3") == {mx.float32}
+    assert types.pop("head") == {dtype, mx.float32}  # from tokens to depth
+    assert {path for path, found in types.items() if found != {dtype}} == set()
 
 
 @pytest.mark.parametrize(

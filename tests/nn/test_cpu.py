@@ -22,7 +22,6 @@ from mlx_depth.heads.dpt import STRIP_ROWS, DPTConfig, DPTHead
 from mlx_depth.nn import conv, cpu
 from mlx_depth.nn.attention import Attention
 from mlx_depth.nn.mlp import MLP
-from mlx_depth.nn.resize import resize, resize_rows
 
 TOLERANCE = 1e-6
 DEVICES = {"linux": mx.cpu, "darwin": mx.cpu, "gpu": mx.gpu}
@@ -254,15 +253,6 @@ def test_convolutions_of_what_is_not_finite() -> None:
 
 
 # Strips
-
-
-@given(H=sides, W=sides, height=st.integers(1, 20), data=st.data())
-def test_resize_rows(H: int, W: int, height: int, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, height - 1))
-    stop = data.draw(st.integers(start + 1, height))
-    x = array("x", 2, H, W, 3)
-    whole = resize(x, (height, W), align_corners=True)
-    assert mx.array_equal(resize_rows(x, height, (start, stop), align_corners=True), whole[:, start:stop])
 
 
 @pytest.mark.parametrize("grid_size", [(2, 3), (9, 4), (10, 5)])

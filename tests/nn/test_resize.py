@@ -14,7 +14,7 @@ from support import relative_error, require, seeded
 
 from mlx_depth.errors import OptionError
 from mlx_depth.nn import resize as module
-from mlx_depth.nn.resize import resize, resize_pillow
+from mlx_depth.nn.resize import resize, resize_pillow, resize_rows
 
 GATE = 1e-5
 
@@ -165,6 +165,26 @@ def test_the_form_follows_the_stated_cost_rule():
     assert not prefers_dense(32, mx.float32, 592, 1036)
     assert not prefers_dense(3, mx.float16, 592, 1036)
     assert not prefers_dense(32, mx.float16, 3000, 518)
+
+
+ROWS_TYPES = [(mx.float32, 3, 1e-6), (mx.float16, 3, 1e-3), (mx.float16, 8, 1e-3)]
+
+
+@pytest.mark.parametrize(("dtype", "channels", "gate"), ROWS_TYPES)
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@given(sides=st.tuples(*[st.integers(1, 20)] * 4), data=st.data())
+def test_rows_of_a_resize(dtype, channels, gate, method, sides, data):
+    """Taps and, with eight channels in half precision, a part of the dense matrix."""
+    H, W, height, width = sides
+    start = data.draw(st.integers(0, height - 1))
+    stop = data.draw(st.integers(start + 1, height))
+    x = mx.array(seeded("x", (2, H, W, channels))).astype(dtype)
+    options = {"method": method, "align_corners": data.draw(st.booleans())}
+    rows = resize_rows(x, (height, width), (start, stop), **options)
+    assert (rows.shape, rows.dtype) == ((2, stop - start, width, channels), dtype)
+    whole = np.array(resize(x, (height, width), **options).astype(mx.float32))
+    error = np.abs(np.array(rows.astype(mx.float32)) - whole[:, start:stop]).max()
+    assert error <= gate * np.abs(np.array(x.astype(mx.float32))).max()
 
 
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"])

@@ -1,0 +1,134 @@
+"""Compiled graphs compute what the network computes, one a shape; the limit of idle buffers comes and goes."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from support import relative_error, seeded
+
+from mlx_depth import inference
+from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.heads.dpt import DPTConfig
+from mlx_depth.inference import depth_of, full_speed
+from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig
+
+TINY = DepthAnythingConfig(
+    DINOv2Config(embed_dim=16, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3), table_size=3),
+    DPTConfig(in_dim=16, features=8, out_channels=(8, 8, 16, 16)),
+)
+SHAPES = [(1, 28, 42, 3), (2, 28, 42, 3), (1, 42, 42, 3)]
+
+
+class Counted(DepthAnything):
+    """Counts how often Python builds the network's graph."""
+
+    def __init__(self) -> None:
+        super().__init__(TINY)
+        self.built: list[tuple[int, ...]] = []
+        self.update(filled(self))
+
+    def __call__(self, pixel_values: mx.array) -> Any:
+        self.built.append(pixel_values.shape)
+        return super().__call__(pixel_values)
+
+
+def filled(network: nn.Module) -> dict[str, Any]:
+    names = nn.utils.tree_flatten(network.parameters())
+    return nn.utils.tree_unflatten([(name, mx.array(seeded(name, value.shape, 0.3))) for name, value in names])
+
+
+def pixels(shape: tuple[int, ...]) -> mx.array:
+    return mx.array(seeded("pixels", shape))
+
+
+@pytest.fixture
+def network() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choices of a GPU; MLX itself computes as before."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+
+
+def test_compiled_graphs_are_kept_by_shape_and_type(network: Counted, gpu: None) -> None:
+    forward = depth_of(network, mx.float32)
+    expected = {shape: np.array(network(pixels(shape)).depth) for shape in SHAPES}
+    network.built.clear()
+    for shape in SHAPES * 2:
+        depth = forward(pixels(shape))
+        assert depth.dtype == mx.float32
+        assert relative_error(np.array(depth), expected[shape]) <= 1e-5
+        assert expected[shape].std() > 0
+    assert network.built == SHAPES
+    forward(pixels(SHAPES[0]).astype(mx.float16))
+    assert network.built == [*SHAPES, SHAPES[0]]
+
+
+def test_the_oldest_graph_goes(network: Counted, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "COMPILED_SHAPES", 2)
+    forward = depth_of(network, mx.float32)
+    for shape in [*SHAPES, SHAPES[2], SHAPES[0]]:
+        forward(pixels(shape))
+    assert network.built == [*SHAPES, SHAPES[0]]
+
+
+def test_a_graph_holds_resized_positions_rather_than_their_resizing(gpu: None, tmp_path: Path) -> None:
+    needless = gathers(Counted(), (1, 42, 42, 3), tmp_path)  # the table's own grid
+    assert gathers(Counted(), (1, 28, 42, 3), tmp_path) == needless
+    unprepared = Counted()
+    unprepared.prepare = lambda size: mx.array(0)  # type: ignore[method-assign]
+    assert gathers(unprepared, (1, 28, 42, 3), tmp_path) > needless
+
+
+def gathers(network: Counted, shape: tuple[int, ...], folder: Path) -> int:
+    mx.export_to_dot(str(folder / "graph"), depth_of(network, mx.float32)(pixels(shape)))
+    operations = re.findall(r'label ="(\w+)', (folder / "graph").read_text())
+    assert "Convolution" in operations
+    return operations.count("Gather")
+
+
+def test_a_cpu_compiles_nothing(network: Counted) -> None:
+    forward = depth_of(network, mx.float32)
+    for _ in range(2):
+        forward(pixels(SHAPES[0]))
+    assert network.built == [SHAPES[0]] * 2
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_linux_cpu_takes_images_one_by_one(network: Counted, platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = pixels((3, 28, 42, 3))
+    expected = np.array(network(batch).depth)
+    network.built.clear()
+    monkeypatch.setattr(sys, "platform", platform)
+    depth = depth_of(network, mx.float32)(batch)
+    assert network.built == ([SHAPES[0]] * 3 if platform == "linux" else [batch.shape])
+    assert relative_error(np.array(depth), expected) <= 1e-5
+    assert min(np.abs(expected[0] - expected[1]).max(), expected.std()) > 0
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_depth_is_float32(network: Counted, dtype: mx.Dtype) -> None:
+    network.set_dtype(dtype)
+    assert depth_of(network, dtype)(pixels(SHAPES[0])).dtype == mx.float32
+
+
+@pytest.mark.parametrize(("users", "within"), [(10**15, "share"), (1000, 1000)])
+def test_idle_buffers_are_limited_for_a_while(users: int, within: object) -> None:
+    before = mx.set_cache_limit(users)
+    try:
+        with full_speed():
+            limit = mx.set_cache_limit(0)
+            assert limit == (int(mx.get_memory_limit() / 8) if within == "share" else within)
+        assert mx.set_cache_limit(0) == users
+        with pytest.raises(RuntimeError), full_speed():
+            raise RuntimeError
+        assert mx.set_cache_limit(0) == 0
+    finally:
+        mx.set_cache_limit(before)
