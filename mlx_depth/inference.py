@@ -1,5 +1,6 @@
 """Running a network as fast as its device allows."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -7,32 +8,80 @@ from functools import lru_cache
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.nn.cores import all_cores, on_linux_cpu
+from mlx_depth.nn.cores import on_linux_cpu
 
 IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
+WORKING_MAPS = 6  # the head needs about five of its largest maps at once
+LEAST_WORKING_BYTES = 1 << 27
 COMPILED_SHAPES = 32  # a folder's photos have rarely more shapes; a graph takes some megabytes
 
 Forward = Callable[[mx.array], mx.array]
 
 
-@contextmanager
-def full_speed() -> Iterator[None]:
-    """Build and evaluate within it: all cores of a CPU work, and MLX keeps few buffers for which it has no use.
+def evaluate(arrays: mx.array | list[mx.array], working_bytes: int) -> None:
+    """``mx.eval`` that holds little memory beyond what the work needs.
 
-    MLX keeps a freed buffer for the next array of its size, by default as many as fit into all memory: photos of many
-    sizes would fill that. Within this context it keeps an eighth of ``mx.get_memory_limit()``, or less where
-    ``mx.set_cache_limit`` says so; the limit that was set before comes back.
+    MLX schedules operations far ahead of a GPU and frees a buffer when what used it has run: all that a network ever
+    computes would exist at once. Beyond ``mx.set_memory_limit`` it waits instead, so that limit becomes what is in use
+    at the start and ``working_bytes``. A freed buffer it keeps for the next array of its size, by default as many as
+    fit into all memory: photos of many sizes would fill that. So ``mx.set_cache_limit`` becomes an eighth of the memory
+    limit. Limits that were lower stay, and all come back.
+
+    Args:
+        arrays: What to evaluate.
+        working_bytes: What the work needs at once; too low a number costs time alone.
 
     Proved by ``tests/test_inference.py``.
     """
-    share = int(mx.get_memory_limit() * IDLE_SHARE)
-    before = mx.set_cache_limit(share)
-    mx.set_cache_limit(min(before, share))
+    with _limits(working_bytes):
+        mx.eval(arrays)
+
+
+def working_bytes(network: nn.Module, shape: tuple[int, ...], dtype: mx.Dtype) -> int:
+    """What the network needs at once beside its parameters, for ``evaluate``.
+
+    Args:
+        network: Knows its ``largest_map``.
+        shape: Of the pixel values, (B, H, W, 3).
+        dtype: Type that the network computes in.
+
+    Proved by ``tests/test_inference.py``.
+    """
+    map_bytes = shape[0] * network.largest_map((shape[1], shape[2])) * dtype.size
+    return max(WORKING_MAPS * map_bytes, LEAST_WORKING_BYTES)
+
+
+class _Users:
+    """How many work at once, as the limits belong to the process, and what the last of them gives back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.memory_limit = 0
+        self.cache_limit = 0
+
+
+_users = _Users()
+
+
+@contextmanager
+def _limits(working_bytes: int) -> Iterator[None]:
+    with _users.lock:
+        if _users.count == 0:
+            _users.memory_limit = mx.get_memory_limit()
+            _users.cache_limit = mx.set_cache_limit(0)
+            mx.set_cache_limit(min(_users.cache_limit, int(_users.memory_limit * IDLE_SHARE)))
+        limit = mx.get_memory_limit() if _users.count else mx.get_active_memory()
+        mx.set_memory_limit(min(limit + working_bytes, _users.memory_limit))
+        _users.count += 1
     try:
-        with all_cores():
-            yield
+        yield
     finally:
-        mx.set_cache_limit(before)
+        with _users.lock:
+            _users.count -= 1
+            if _users.count == 0:
+                mx.set_memory_limit(_users.memory_limit)
+                mx.set_cache_limit(_users.cache_limit)
 
 
 def depth_of(network: nn.Module, dtype: mx.Dtype) -> Forward:

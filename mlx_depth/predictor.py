@@ -19,8 +19,9 @@ from mlx_depth import hub, openblas
 from mlx_depth.checkpoint import Checkpoint, build_network, read_checkpoint
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.image import ImageSource, LoadedImage, load_image
-from mlx_depth.inference import Forward, depth_of, full_speed
+from mlx_depth.inference import Forward, depth_of, evaluate, working_bytes
 from mlx_depth.models.family import Reference
+from mlx_depth.nn.cores import all_cores
 from mlx_depth.postprocess import resize_depth
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.registry import ModelSpec, find_model, find_published
@@ -29,6 +30,7 @@ from mlx_depth.tensor_files import DTYPES, dtype_name
 
 DEFAULT_MODEL = "depth-anything-v2-small"
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
+PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
 WINDOW = 4  # batches' worth of images that may wait for others of their size
 
 OnError = Callable[[ImageSource, ImageError], None]
@@ -84,7 +86,7 @@ class DepthModel:
         """Predict many images of any mix of sizes; decoding runs ahead of the network.
 
         Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait,
-        and MLX's idle buffers stay below an eighth of ``mx.get_memory_limit()``, or what ``mx.set_cache_limit`` says.
+        and while it predicts MLX holds little beyond what the network needs at once: see ``inference.evaluate``.
 
         Args:
             images: A list or any iterator of what ``predict`` takes.
@@ -117,9 +119,9 @@ class DepthModel:
 
         Proved by ``tests/test_predictor.py``.
         """
-        with full_speed():
+        with all_cores():
             depth = self._forward(pixel_values)
-            mx.eval(depth)
+            evaluate(depth, working_bytes(self.network, pixel_values.shape, self.dtype))
         return depth
 
     @functools.cached_property
@@ -140,14 +142,15 @@ class DepthModel:
     def _predict_group(self, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
         """Images of one network size, one batch."""
         _warn_slow()
-        with full_speed():
+        photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
+        with all_cores():
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
             depth = self._forward(pixel_values)
             full = [
                 resize_depth(depth[i : i + 1], image.info.size, method=self.processor.restore)[0]
                 for i, image in enumerate(images)
             ]
-            mx.eval(full)
+            evaluate(full, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
         return [
             self._result(image, np.array(array), (depth.shape[1], depth.shape[2]))
             for image, array in zip(images, full, strict=True)

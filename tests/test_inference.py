@@ -1,7 +1,9 @@
-"""Compiled graphs compute what the network computes, one a shape; the limit of idle buffers comes and goes."""
+"""Compiled graphs compute what the network computes, one a shape; MLX's limits come and go."""
 
 import re
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from support import relative_error, seeded
 from mlx_depth import inference
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.heads.dpt import DPTConfig
-from mlx_depth.inference import depth_of, full_speed
-from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig
+from mlx_depth.inference import depth_of, evaluate, working_bytes
+from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_config
 
 TINY = DepthAnythingConfig(
     DINOv2Config(embed_dim=16, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3), table_size=3),
@@ -119,16 +121,77 @@ def test_depth_is_float32(network: Counted, dtype: mx.Dtype) -> None:
     assert depth_of(network, dtype)(pixels(SHAPES[0])).dtype == mx.float32
 
 
-@pytest.mark.parametrize(("users", "within"), [(10**15, "share"), (1000, 1000)])
-def test_idle_buffers_are_limited_for_a_while(users: int, within: object) -> None:
-    before = mx.set_cache_limit(users)
-    try:
-        with full_speed():
-            limit = mx.set_cache_limit(0)
-            assert limit == (int(mx.get_memory_limit() / 8) if within == "share" else within)
-        assert mx.set_cache_limit(0) == users
-        with pytest.raises(RuntimeError), full_speed():
-            raise RuntimeError
-        assert mx.set_cache_limit(0) == 0
-    finally:
-        mx.set_cache_limit(before)
+# Limits.
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """What the limits of memory and of idle buffers are while something is evaluated; the real ones come back."""
+    memory, cache = mx.get_memory_limit(), mx.set_cache_limit(0)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(mx, "eval", lambda arrays: seen.append(current_limits()))
+    yield seen
+    mx.set_memory_limit(memory)
+    mx.set_cache_limit(cache)
+
+
+def current_limits() -> tuple[int, int]:
+    cache = mx.set_cache_limit(0)
+    mx.set_cache_limit(cache)
+    return mx.get_memory_limit(), cache
+
+
+def test_limits_hold_while_evaluating(limits: list[tuple[int, int]]) -> None:
+    mx.set_memory_limit(10**12)
+    mx.set_cache_limit(10**12)
+    evaluate([], 10**9)
+    assert limits == [(mx.get_active_memory() + 10**9, 10**12 // 8)]
+    assert current_limits() == (10**12, 10**12)
+
+
+def test_lower_limits_of_the_user_stay(limits: list[tuple[int, int]]) -> None:
+    mx.set_memory_limit(10**8)
+    mx.set_cache_limit(1000)
+    evaluate([], 10**9)
+    assert limits == [(10**8, 1000)]
+    assert current_limits() == (10**8, 1000)
+
+
+def test_limits_come_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arrays: object) -> None:
+        raise RuntimeError
+
+    before = current_limits()
+    monkeypatch.setattr(mx, "eval", fail)
+    with pytest.raises(RuntimeError):
+        evaluate([], 10**9)
+    assert current_limits() == before
+
+
+def test_two_at_once_share_the_limits(limits: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second adds what it needs; the first to end leaves them to the other."""
+    mx.set_memory_limit(10**12)
+    mx.set_cache_limit(10**12)
+    with inference._limits(10**9):
+        first = mx.get_memory_limit()
+        thread = threading.Thread(target=evaluate, args=([], 10**8))
+        thread.start()
+        thread.join()
+        assert limits == [(first + 10**8, 10**12 // 8)]
+        assert current_limits() == limits[0]
+    assert current_limits() == (10**12, 10**12)
+
+
+def test_what_a_network_needs_follows_its_largest_map(network: Counted) -> None:
+    large = depth_anything_config("large")
+    assert working_bytes(network, (1, 28, 42, 3), mx.float16) == 1 << 27
+    network = DepthAnything(large)
+    path = 296 * 296 * 256
+    assert network.largest_map((518, 518)) == path
+    assert working_bytes(network, (8, 518, 518, 3), mx.float16) == 6 * 8 * path * 2
+    assert working_bytes(network, (8, 518, 518, 3), mx.float32) == 6 * 8 * path * 4
+
+
+def test_the_largest_map_is_the_fused_path(network: Counted) -> None:
+    maps = [mx.zeros((1, *size, 8)) for size in ((8, 12), (4, 6), (2, 3), (1, 2))]
+    assert network.head.fuse(maps).size == network.largest_map((28, 42))

@@ -19,7 +19,7 @@ from mlx_depth.weights import Drop, Rename, Rule
 
 Resampling = Literal["up4", "up2", "keep", "down2"]
 STRIP_ROWS = 64  # of the network's input size, at least
-STRIP_BYTES = 1 << 25  # of the grown map, on a GPU
+STRIP_BYTES = 1 << 24  # of the grown map, on a GPU
 RESAMPLINGS: tuple[Resampling, ...] = ("up4", "up2", "keep", "down2")  # finest map first
 
 
@@ -119,6 +119,11 @@ class DPTHead(nn.Module):
             for reassemble, tokens in zip(self.reassemble, patch_tokens, strict=True)
         ]
         return self.read_out(self.fuse(maps), grid_size)
+
+    def largest_map(self, grid_size: tuple[int, int]) -> int:
+        """Values of the fused path, the largest map that exists as a whole, for one image."""
+        gh, gw = grid_size
+        return (8 * gh) * (8 * gw) * self._config.features
 
     def fuse(self, maps: Sequence[mx.array]) -> mx.array:
         """Merge maps, finest first, from coarse to fine: (B, 2 h, 2 w, features)."""

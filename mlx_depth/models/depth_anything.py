@@ -75,7 +75,7 @@ class DepthAnything(nn.Module):
         if H % patch or W % patch or not H or not W:
             raise OptionError(f"pixel_values are {H}×{W}: make both sides multiples of {patch}")
         tokens = [layer.patch_tokens for layer in self.backbone(pixel_values)]
-        return DepthAnythingOutput(self.head(tokens, (H // patch, W // patch)))
+        return DepthAnythingOutput(self.head(tokens, self._grid_size((H, W))))
 
     def prepare(self, size: tuple[int, int]) -> mx.array:
         """Compute what depends on the image's size alone, (height, width); later calls use it.
@@ -83,8 +83,15 @@ class DepthAnything(nn.Module):
         Returns:
             The array to evaluate.
         """
+        return self.backbone.positions(self._grid_size(size))
+
+    def largest_map(self, size: tuple[int, int]) -> int:
+        """Values of the largest map that exists as a whole, for one image of a size, (height, width)."""
+        return self.head.largest_map(self._grid_size(size))
+
+    def _grid_size(self, size: tuple[int, int]) -> tuple[int, int]:
         patch = self._config.backbone.patch_size
-        return self.backbone.positions((size[0] // patch, size[1] // patch))
+        return size[0] // patch, size[1] // patch
 
 
 # name → (embed_dim, layers, heads, DPT features, DPT channels, V2's tapped layers), as upstream's `model_configs`.
