@@ -3,7 +3,6 @@
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,48 +67,30 @@ def threads() -> int:
     Returns:
         1 where MLX does not run on OpenBLAS.
 
-    Proved by ``tests/test_openblas.py``.
+    Proved by ``tests/nn/test_cores.py``.
     """
     library = _library_in_use()
     return int(library.openblas_get_num_threads()) if library is not None else 1
-
-
-class _OneThread:
-    """Users at a time, and the number of threads that the last of them gives back."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.before = 1
-
-
-_one_thread = _OneThread()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within it a matrix product takes one thread, so that several at once do not wait for one another.
 
-    The number belongs to the process; the last of several users gives it back.
+    For one user at a time, as the number belongs to the process.
 
-    Proved by ``tests/test_openblas.py``.
+    Proved by ``tests/nn/test_cores.py``.
     """
     library = _library_in_use()
     if library is None:
         yield
         return
-    with _one_thread.lock:
-        if _one_thread.users == 0:
-            _one_thread.before = threads()
-            library.openblas_set_num_threads(1)
-        _one_thread.users += 1
+    before = threads()
+    library.openblas_set_num_threads(1)
     try:
         yield
     finally:
-        with _one_thread.lock:
-            _one_thread.users -= 1
-            if _one_thread.users == 0:
-                library.openblas_set_num_threads(_one_thread.before)
+        library.openblas_set_num_threads(before)
 
 
 def _load_chosen(choice: str) -> str:

@@ -303,6 +303,14 @@ def test_closing_the_iterator_stops_the_threads(tiny: DepthModel) -> None:
     assert decoding_threads() == []
 
 
+def test_a_batch_is_evaluated_once(tiny: DepthModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.predict(photo(20, 20))
+    evaluated: list[list[mx.array]] = []
+    monkeypatch.setattr(mx, "eval", evaluated.append)  # what follows evaluates by itself
+    assert len(list(tiny.predict_batch([photo(20, 20), photo(24, 24)], batch_size=2))) == 2
+    assert [len(arrays) for arrays in evaluated] == [2]
+
+
 def test_infer_is_the_network_of_predict(tiny: DepthModel) -> None:
     image = photo(28, 42)
     pixel_values = tiny.processor(image)

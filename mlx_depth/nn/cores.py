@@ -27,8 +27,8 @@ def on_linux_cpu() -> bool:
 def all_cores() -> Iterator[None]:
     """Build and evaluate within it: what ``in_parts`` and ``by_rows`` are given then runs on all cores.
 
-    Changes nothing unless MLX computes on a Linux CPU with OpenBLAS, and outside the main thread: streams belong to a
-    thread, and are never taken down.
+    It takes a Linux CPU with OpenBLAS, and the main thread, as MLX's streams belong to a thread and never end; all else
+    is left as it is.
 
     Proved by ``tests/nn/test_cores.py``.
     """

@@ -2,7 +2,8 @@
 
 Random weights, so that nothing is downloaded. Each stage is evaluated on its own, from inputs that are there already:
 its median time, its share of the whole network's, and MLX's peak memory meanwhile, inputs and outputs included,
-parameters not. ``--size 2058x2058 --model large`` shows what the largest input needs.
+parameters not. The last row is what ``predict`` runs, within its limit of memory.
+``--size 2058x2058 --model large --once`` shows what the largest input needs.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import report
 
+from mlx_depth import inference
+from mlx_depth.inference import depth_of, working_bytes
 from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_config
 from mlx_depth.nn.cores import all_cores, by_rows
 from mlx_depth.predictor import resolve_dtype
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=report.DTYPES, help="default: float32 on a CPU, float16 on a GPU")
     parser.add_argument("--seconds", type=float, default=3, help="of calls for each stage")
+    parser.add_argument("--once", action="store_true", help="one call, cold: for sizes that take minutes")
     options = parser.parse_args()
     device = report.use_device(options.device)
     dtype = resolve_dtype(options.dtype)
@@ -58,12 +62,14 @@ def main() -> None:
     pixel_values = mx.random.normal((options.batch, *options.size, 3)).astype(dtype)
     mx.eval(pixel_values)
 
-    def measure(run: Callable[[Any], Any], x: Any) -> Cost:
+    limit = working_bytes(network, pixel_values.shape, dtype)
+
+    def measure(run: Callable[[Any], Any], x: Any, evaluate: Callable[[Any], Any] = mx.eval) -> Cost:
         with all_cores():
-            for _ in range(WARM_UPS):
-                mx.eval(run(x))
+            for _ in range(0 if options.once else WARM_UPS):
+                evaluate(run(x))
             mx.reset_peak_memory()
-            times = report.time_calls(lambda: mx.eval(run(x)), options.seconds)
+            times = report.time_calls(lambda: evaluate(run(x)), 0 if options.once else options.seconds)
         return Cost(statistics.median(times), mx.get_peak_memory() - parameters)
 
     whole = measure(lambda x: network(x).depth, pixel_values)
@@ -76,7 +82,10 @@ def main() -> None:
             mx.eval(x)
     del x
     show("whole network", whole, whole)
-    show("whole network, mx.compile", measure(mx.compile(lambda x: network(x).depth), pixel_values), whole)
+    if not options.once:
+        show("whole network, mx.compile", measure(mx.compile(lambda x: network(x).depth), pixel_values), whole)
+    predicting = measure(depth_of(network, dtype), pixel_values, lambda depth: inference.evaluate(depth, limit))
+    show("as predict runs it", predicting, whole)
 
 
 def show(name: str, cost: Cost, whole: Cost) -> None:

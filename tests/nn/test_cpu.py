@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import seeded
 
-from mlx_depth.heads.dpt import STRIP_ROWS, DPTConfig, DPTHead
+from mlx_depth.heads import dpt
+from mlx_depth.heads.dpt import DPTConfig, DPTHead
 from mlx_depth.nn import conv, cpu
 from mlx_depth.nn.attention import Attention
 from mlx_depth.nn.mlp import MLP
+from mlx_depth.nn.resize import resize_rows
 
 TOLERANCE = 1e-6
 DEVICES = {"linux": mx.cpu, "darwin": mx.cpu, "gpu": mx.gpu}
@@ -255,19 +257,31 @@ def test_convolutions_of_what_is_not_finite() -> None:
 # Strips
 
 
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
 @pytest.mark.parametrize("grid_size", [(2, 3), (9, 4), (10, 5)])
-def test_head_in_strips(monkeypatch: pytest.MonkeyPatch, grid_size: tuple[int, int]) -> None:
-    """One strip, a last one of two rows, and a last one of twelve."""
-    assert STRIP_ROWS == 64
+def test_head_in_strips(monkeypatch: pytest.MonkeyPatch, grid_size: tuple[int, int], platform: str) -> None:
+    """One strip, a last one of two rows, and a last one of twelve; a GPU and a Mac take as many rows as fit."""
+    assert dpt.STRIP_ROWS == 64
     head = DPTHead(DPTConfig(in_dim=16, features=8, out_channels=(8, 8, 16, 16), activation="sigmoid"))
     head.update({"conv3": {"weight": array("w", 1, 1, 1, 32)}})
     tokens = [array(f"tokens {i}", 2, grid_size[0] * grid_size[1], 16) for i in range(4)]
-    pretend(monkeypatch, "linux")
-    fast = np.array(head(tokens, grid_size))
     pretend(monkeypatch, "darwin")
-    plain = np.array(head(tokens, grid_size))
-    assert plain.std() > 0.001
-    assert largest_error(fast, plain, 1.0) <= TOLERANCE
+    whole = np.array(head(tokens, grid_size))
+    pretend(monkeypatch, platform)
+    monkeypatch.setattr(dpt, "STRIP_BYTES", 1)
+    heights: list[int] = []
+    monkeypatch.setattr(dpt, "resize_rows", lambda *x, **more: recorded(heights, resize_rows(*x, **more)))
+    strips = np.array(head(tokens, grid_size))
+    assert len(heights) == -(-grid_size[0] * 14 // 64)
+    assert whole.std() > 0.001
+    assert largest_error(strips, whole, 1.0) <= TOLERANCE
+    compiled = mx.compile(lambda *tokens: head(tokens, grid_size))(*tokens)
+    assert largest_error(compiled, whole, 1.0) <= TOLERANCE
+
+
+def recorded(heights: list[int], rows: mx.array) -> mx.array:
+    heights.append(rows.shape[1])
+    return rows
 
 
 # Without a compiler
