@@ -1,21 +1,33 @@
 """Running a network as fast as its device allows."""
 
+import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.nn.cores import on_linux_cpu
+from mlx_depth.nn.cores import all_cores, on_linux_cpu
 
 IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
 WORKING_MAPS = 6  # the head needs about five of its largest maps at once
 LEAST_WORKING_BYTES = 1 << 27
+MANY_PIXELS = 280 * 280
 COMPILED_SHAPES = 32  # a folder's photos have rarely more shapes; a graph takes some megabytes
 
 Forward = Callable[[mx.array], mx.array]
+
+
+def cores_for(size: Sequence[int]) -> AbstractContextManager[None]:
+    """``all_cores`` for images of a size, (height, width); for small ones nothing.
+
+    There the handing over between streams costs more than the other cores gain.
+
+    Proved by ``tests/test_inference.py``.
+    """
+    return all_cores() if math.prod(size) >= MANY_PIXELS else nullcontext()
 
 
 def evaluate(arrays: mx.array | list[mx.array], working_bytes: int) -> None:
@@ -111,6 +123,8 @@ def depth_of(network: nn.Module, dtype: mx.Dtype) -> Forward:
 
 def _one_by_one(forward: Forward) -> Forward:
     def images(pixel_values: mx.array) -> mx.array:
+        if pixel_values.ndim != 4 or len(pixel_values) < 2:
+            return forward(pixel_values)
         done: list[mx.array] = []
         for i in range(pixel_values.shape[0]):
             image = pixel_values[i : i + 1]

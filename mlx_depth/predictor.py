@@ -19,9 +19,8 @@ from mlx_depth import hub, openblas
 from mlx_depth.checkpoint import Checkpoint, build_network, read_checkpoint
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.image import ImageSource, LoadedImage, load_image
-from mlx_depth.inference import Forward, depth_of, evaluate, working_bytes
+from mlx_depth.inference import Forward, cores_for, depth_of, evaluate, working_bytes
 from mlx_depth.models.family import Reference
-from mlx_depth.nn.cores import all_cores
 from mlx_depth.postprocess import resize_depth
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.registry import ModelSpec, find_model, find_published
@@ -119,7 +118,7 @@ class DepthModel:
 
         Proved by ``tests/test_predictor.py``.
         """
-        with all_cores():
+        with cores_for(pixel_values.shape[1:3]):
             depth = self._forward(pixel_values)
             evaluate(depth, working_bytes(self.network, pixel_values.shape, self.dtype))
         return depth
@@ -143,7 +142,7 @@ class DepthModel:
         """Images of one network size, one batch."""
         _warn_slow()
         photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
-        with all_cores():
+        with cores_for(self.processor.network_size(images[0].info.size, input_size)):
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
             depth = self._forward(pixel_values)
             full = [

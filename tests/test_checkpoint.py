@@ -294,6 +294,7 @@ def test_another_architecture(key, value, folder):
         ({"neck_hidden_sizes": None}, {}, "neck_hidden_sizes is None, not a list of 4 whole numbers above 0"),
         ({"neck_hidden_sizes": [8, 8, 8]}, {}, "not a list of 4 whole numbers"),
         ({"fusion_hidden_size": "64"}, {}, "fusion_hidden_size is '64', not a whole number above 0"),
+        ({"fusion_hidden_size": 1}, {}, "cannot halve 1 features"),
         ({}, {"out_indices": 5}, "out_indices is 5, not a list of 4 whole numbers above 0"),
         ({}, {"out_indices": [1, 2, 3, "4"]}, "not a list of 4 whole numbers above 0"),
         ({}, {"out_indices": [-4, -3, -2, -1]}, "not a list of 4 whole numbers above 0"),

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from support import relative_error, seeded
 
-from mlx_depth import inference
+from mlx_depth import inference, openblas
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.heads.dpt import DPTConfig
-from mlx_depth.inference import depth_of, evaluate, working_bytes
+from mlx_depth.inference import cores_for, depth_of, evaluate, working_bytes
 from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_config
+from mlx_depth.nn import cores
 
 TINY = DepthAnythingConfig(
     DINOv2Config(embed_dim=16, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3), table_size=3),
@@ -119,6 +120,14 @@ def test_a_linux_cpu_takes_images_one_by_one(network: Counted, platform: str, mo
 def test_depth_is_float32(network: Counted, dtype: mx.Dtype) -> None:
     network.set_dtype(dtype)
     assert depth_of(network, dtype)(pixels(SHAPES[0])).dtype == mx.float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="work is spread on Linux only")
+def test_small_images_take_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openblas, "threads", lambda: 2)
+    for size, count in (((280, 280), 2), ((280, 266), 1), ((14, 14000), 2)):
+        with cores_for(size):
+            assert cores.cores() == count
 
 
 # Limits.

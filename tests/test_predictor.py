@@ -319,6 +319,8 @@ def test_infer_is_the_network_of_predict(tiny: DepthModel) -> None:
     np.testing.assert_array_equal(np.array(depth[0]), tiny.predict(image).depth)
     with pytest.raises(OptionError, match="multiples of 14"):
         tiny.infer(pixel_values[:, 1:])
+    with pytest.raises(OptionError, match=r"have shape \(28, 42, 3\)"):
+        tiny.infer(pixel_values[0])
 
 
 # predict(): one call for all.

@@ -11,6 +11,7 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_depth.errors import CheckpointError
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
 from mlx_depth.nn.cores import cores, in_parts, joined
 from mlx_depth.nn.cpu import fast_paths
@@ -34,6 +35,12 @@ class DPTConfig:
     patch_size: int = 14
     activation: Literal["relu", "sigmoid"] = "relu"
     max_depth: float = 1.0  # factor after the activation; metres for sigmoid heads
+
+    def __post_init__(self) -> None:
+        if self.features < 2:
+            raise CheckpointError(
+                f"a DPT head cannot halve {self.features} features: take the config.json of the original checkpoint."
+            )
 
 
 class Reassemble(nn.Module):

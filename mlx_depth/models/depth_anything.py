@@ -69,7 +69,7 @@ class DepthAnything(nn.Module):
         Proved by ``tests/models/test_depth_anything.py``.
         """
         patch = self._config.backbone.patch_size
-        if pixel_values.ndim != 4 or pixel_values.shape[3] != 3:
+        if pixel_values.ndim != 4 or pixel_values.shape[3] != 3 or not len(pixel_values):
             raise OptionError(f"pixel_values have shape {pixel_values.shape}: pass (B, H, W, 3), channels last")
         _, H, W, _ = pixel_values.shape
         if H % patch or W % patch or not H or not W:

@@ -15,6 +15,8 @@ import mlx.core as mx
 
 from mlx_depth import openblas
 
+MOST_STREAMS = 8  # one thread hands out the work of all, and more would wait for it
+
 _streams: ContextVar[tuple[mx.Stream, ...]] = ContextVar("_streams", default=())
 
 
@@ -36,7 +38,8 @@ def all_cores() -> Iterator[None]:
     if count == 1 or _streams.get():
         yield
         return
-    with openblas.one_thread(), _spread_over((mx.default_stream(mx.cpu), *_further_streams(count - 1))):
+    streams = (mx.default_stream(mx.cpu), *_further_streams(min(count, MOST_STREAMS) - 1))
+    with openblas.one_thread(), _spread_over(streams):
         yield
 
 

@@ -1,8 +1,8 @@
 """Where a network's time and memory go: ``python tests/benchmarks/stages.py [--device gpu] [--model large]``.
 
 Random weights, so that nothing is downloaded. Each stage is evaluated on its own, from inputs that are there already:
-its median time, its share of the whole network's, and MLX's peak memory meanwhile, inputs and outputs included,
-parameters not. The last row is what ``predict`` runs, within its limit of memory.
+its median time, its share of the last row's, and MLX's peak memory meanwhile, inputs and outputs included, parameters
+not. The last row is what ``predict`` runs, within its limit of memory.
 ``--size 2058x2058 --model large --once`` shows what the largest input needs.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=report.DTYPES, help="default: float32 on a CPU, float16 on a GPU")
     parser.add_argument("--seconds", type=float, default=3, help="of calls for each stage")
-    parser.add_argument("--once", action="store_true", help="one call, cold: for sizes that take minutes")
+    parser.add_argument("--once", action="store_true", help="the last row alone, cold: for sizes that take minutes")
     options = parser.parse_args()
     device = report.use_device(options.device)
     dtype = resolve_dtype(options.dtype)
@@ -72,24 +72,34 @@ def main() -> None:
             times = report.time_calls(lambda: evaluate(run(x)), 0 if options.once else options.seconds)
         return Cost(statistics.median(times), mx.get_peak_memory() - parameters)
 
-    whole = measure(lambda x: network(x).depth, pixel_values)
+    predicting = measure(depth_of(network, dtype), pixel_values, lambda depth: inference.evaluate(depth, limit))
     print(f"\nParameters: {parameters / 1e6:.0f} MB\n\n| stage | ms | share | peak, MB |\n|---|---|---|---|")
+    if not options.once:
+        show_stages(network, config, options.size, pixel_values, predicting, measure)
+    show("as predict runs it", predicting, predicting)
+
+
+def show_stages(
+    network: DepthAnything,
+    config: DepthAnythingConfig,
+    size: tuple[int, int],
+    pixel_values: mx.array,
+    predicting: Cost,
+    measure: Callable[..., Cost],
+) -> None:
     x: Any = pixel_values
-    for stage in stages(network, config, options.size):
-        show(stage.name, measure(stage.run, x), whole)
+    for stage in stages(network, config, size):
+        show(stage.name, measure(stage.run, x), predicting)
         if stage.hands_on:
             x = stage.run(x)
             mx.eval(x)
     del x
-    show("whole network", whole, whole)
-    if not options.once:
-        show("whole network, mx.compile", measure(mx.compile(lambda x: network(x).depth), pixel_values), whole)
-    predicting = measure(depth_of(network, dtype), pixel_values, lambda depth: inference.evaluate(depth, limit))
-    show("as predict runs it", predicting, whole)
+    show("whole network", measure(lambda x: network(x).depth, pixel_values), predicting)
+    show("whole network, mx.compile", measure(mx.compile(lambda x: network(x).depth), pixel_values), predicting)
 
 
-def show(name: str, cost: Cost, whole: Cost) -> None:
-    share = cost.seconds / whole.seconds
+def show(name: str, cost: Cost, predicting: Cost) -> None:
+    share = cost.seconds / predicting.seconds
     print(f"| {name} | {cost.seconds * 1e3:#.4g} | {share:.1%} | {cost.peak / 1e6:.0f} |", flush=True)
 
 

@@ -158,6 +158,7 @@ def test_the_last_layer_alone_computes_in_float32(dtype, max_depth, tmp_path):
     [
         ((1, 3, 70, 98), r"have shape \(1, 3, 70, 98\): pass \(B, H, W, 3\), channels last"),
         ((70, 98, 3), r"have shape \(70, 98, 3\): pass \(B, H, W, 3\)"),
+        ((0, 70, 98, 3), r"have shape \(0, 70, 98, 3\): pass \(B, H, W, 3\)"),
         ((1, 71, 98, 3), "are 71×98: make both sides multiples of 14"),
         ((1, 0, 98, 3), "are 0×98: make both sides multiples of 14"),
     ],

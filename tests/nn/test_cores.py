@@ -58,6 +58,13 @@ def test_each_part_has_a_stream(count: int) -> None:
     assert mx.default_stream(mx.cpu) == streams[0]
 
 
+@linux
+def test_no_more_streams_than_one_thread_can_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openblas, "threads", lambda: 64)
+    with all_cores():
+        assert cores.cores() == 8
+
+
 def test_rows(count: int) -> None:
     x = mx.array(seeded("x", (2, 7, 3)))
     with all_cores():
