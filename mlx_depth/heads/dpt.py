@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
-from mlx_depth.nn.cores import cores, in_parts, joined
+from mlx_depth.nn.cores import in_bands, joined
 from mlx_depth.nn.cpu import fast_paths
 from mlx_depth.nn.resize import resize, resize_rows
 from mlx_depth.weights import Drop, Rename, Rule
@@ -150,24 +150,17 @@ class DPTHead(nn.Module):
         return (nn.relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
 
     def _refine(self, x: mx.array, size: tuple[int, int]) -> mx.array:
-        """Grow and refine some rows at a time, one band after the other: the largest maps never exist as a whole."""
-        height, width = size
-        row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * width
-        step = STRIP_ROWS * cores() if fast_paths(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
-        bands: list[mx.array] = []
-        for top in range(0, height, step):
-            if bands:
-                (x,) = mx.depends([x], bands[-1:])
-            refine = functools.partial(self._refine_rows, x, size, top)
-            bands.append(joined(in_parts(refine, min(step, height - top))))
-        return mx.concatenate(bands, axis=1)
+        """Grow and refine some rows at a time: the largest maps never exist as a whole."""
+        row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * size[1]
+        step = STRIP_ROWS if fast_paths(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
+        return joined(in_bands(functools.partial(self._refine_rows, size), x, size[0], step))
 
-    def _refine_rows(self, x: mx.array, size: tuple[int, int], top: int, start: int, stop: int) -> mx.array:
-        """Rows ``top + start`` to ``top + stop``: (B, rows, W), float32, as half precision has steps one can see."""
-        first, end = max(top + start - 1, 0), min(top + stop + 1, size[0])  # conv2 sees one row more on each side
+    def _refine_rows(self, size: tuple[int, int], x: mx.array, start: int, stop: int) -> mx.array:
+        """Some rows of the depth, (B, rows, W), in float32: half precision has steps that one can see."""
+        first, end = max(start - 1, 0), min(stop + 1, size[0])  # conv2 sees one row more on each side
         x = nn.relu(self.conv2(resize_rows(x, size, (first, end), method="bilinear", align_corners=True)))
         x = self.conv3(x.astype(mx.float32))[..., 0]  # (B, rows, W, 1) → (B, rows, W)
-        return x[:, top + start - first : top + stop - first]
+        return x[:, start - first : stop - first]
 
 
 def _size(x: mx.array) -> tuple[int, int]:

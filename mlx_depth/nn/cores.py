@@ -69,6 +69,31 @@ def in_parts(f: Callable[[int, int], mx.array], length: int) -> list[mx.array]:
     return parts
 
 
+def in_bands(f: Callable[[mx.array, int, int], mx.array], x: mx.array, length: int, step: int) -> list[mx.array]:
+    """Parts of a range, one on each core at a time: what a part takes beside its result never exists for all at once.
+
+    Args:
+        f: As for ``in_parts``, given ``x`` before.
+        x: What ``f`` works on.
+        length: Length of the range.
+        step: Length of a part; the last ones may be shorter.
+    Returns:
+        What ``f`` returned, in order.
+
+    Proved by ``tests/nn/test_cores.py``.
+    """
+    bands: list[mx.array] = []
+    for top in range(0, length, step * cores()):
+        if bands:
+            (x,) = mx.depends([x], bands[-cores() :])
+        bands += in_parts(_shifted(f, x, top), min(step * cores(), length - top))
+    return bands
+
+
+def _shifted(f: Callable[[mx.array, int, int], mx.array], x: mx.array, top: int) -> Callable[[int, int], mx.array]:
+    return lambda start, stop: f(x, top + start, top + stop)
+
+
 def by_rows(f: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
     """``f(x)`` for a function that treats the rows of axis 1 apart, a part of them on each core.
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.nn.cores import by_rows, in_parts, joined
+from mlx_depth.nn.cores import by_rows, in_bands, in_parts, joined
+from mlx_depth.nn.cpu import fast_paths
 
 Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"]
 
@@ -17,6 +18,8 @@ Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"
 _DENSE_TYPES = (mx.float16, mx.bfloat16)
 _DENSE_MIN_CHANNELS = 8  # a product with 1–4 columns (a depth map, an image) wastes the matrix unit
 _DENSE_MAX_ELEMENTS = 1 << 20  # in × out, as the work: room for a network's axis (592 → 1036), not a photo's
+
+_BAND_BYTES = 1 << 21  # of the output, on a Linux CPU
 
 _BICUBIC_A = -0.75  # torch and OpenCV
 _ANTIALIAS_BICUBIC_A = -0.5  # Pillow, and torch with antialias=True
@@ -70,6 +73,8 @@ def resize(
     Same numbers as torch's ``interpolate`` and OpenCV's ``resize``; proved by ``tests/nn/test_resize.py``.
     """
     _check(x, size, method, align_corners, antialias, scale)
+    if fast_paths(x) and not antialias and scale is None and size[0] >= x.shape[1] and size[1] > x.shape[2]:
+        return _grow(x, size, method, align_corners)
     is_float = mx.issubdtype(x.dtype, mx.floating)
     dtype = x.dtype if is_float or method == "nearest" else mx.float32
     for axis in _shrink_first(x, size):
@@ -79,6 +84,16 @@ def resize(
         rule = _AxisRule(x.shape[axis], size[axis - 1], method, align_corners, antialias, axis_scale)
         x = _resize_axis(x, axis, rule)
     return x.astype(dtype)
+
+
+def _grow(x: mx.array, size: tuple[int, int], method: Method, align_corners: bool) -> mx.array:
+    """``resize`` in bands that the caches of a CPU hold."""
+
+    def rows(x: mx.array, start: int, stop: int) -> mx.array:
+        return resize_rows(x, size, (start, stop), method=method, align_corners=align_corners)
+
+    row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * size[1]
+    return joined(in_bands(rows, x, size[0], max(_BAND_BYTES // row_bytes, 1)))
 
 
 def resize_rows(
@@ -95,7 +110,7 @@ def resize_rows(
         x: Maps, ``(B, H, W, C)``, any float type.
         size: ``(height, width)`` that the whole output would have.
         rows: First output row, and the one after the last.
-        method: As for ``resize``; not ``nearest``.
+        method: As for ``resize``.
         align_corners: As for ``resize``.
     Returns:
         ``(B, rows[1] - rows[0], width, C)``, same type as ``x``.
