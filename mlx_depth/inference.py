@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_depth.nn.cores import all_cores, on_linux_cpu
 
 IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
-WORKING_MAPS = 6  # the head needs about five of its largest maps at once
+WORKING_MAPS = 4  # the head needs about three of its largest maps at once
 LEAST_WORKING_BYTES = 1 << 27
 MANY_PIXELS = 280 * 280
 COMPILED_SHAPES = 32  # a folder's photos have rarely more shapes; a graph takes some megabytes
