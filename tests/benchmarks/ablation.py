@@ -87,21 +87,17 @@ def main() -> None:
             call(x)
             times[i].append((time.perf_counter() - start) * 1e3 / options.batch)
             peaks[i] = max(peaks[i], mx.get_peak_memory() - before)
-    text = "\n".join(
-        [
-            f"{conditions} Milliseconds an image, medians and ranges of {options.rounds} rounds.",
-            "",
-            "| V2 " + f"{options.model}, {options.size[0]}×{options.size[1]}, batch {options.batch} | ms | peak, MB |",
-            "|---|---|---|",
-            *(
-                f"| {variant.name} | {statistics.median(row):.0f} ({min(row):.0f}–{max(row):.0f}) | {peak / 1e6:.0f} |"
-                for variant, row, peak in zip(VARIANTS, times, peaks, strict=True)
-            ),
-        ]
-    )
-    print(text)
-    if options.write:
-        report.write_section("ablation", text)
+    lines = [
+        f"{conditions} Milliseconds an image, medians and ranges of {options.rounds} rounds.",
+        "",
+        "| V2 " + f"{options.model}, {options.size[0]}×{options.size[1]}, batch {options.batch} | ms | peak, MB |",
+        "|---|---|---|",
+        *(
+            f"| {variant.name} | {statistics.median(row):.0f} ({min(row):.0f}–{max(row):.0f}) | {peak / 1e6:.0f} |"
+            for variant, row, peak in zip(VARIANTS, times, peaks, strict=True)
+        ),
+    ]
+    report.publish("ablation", lines, write=options.write)
 
 
 def prepared(variant: Variant, network: DepthAnything) -> Callable[[mx.array], None]:

@@ -62,18 +62,14 @@ def main() -> None:
     start = report.conditions(report.use_device(options.device), "mlx")
     model = mlx_depth.load(options.model)
     size, photos = options.input_size or model.processor.input_size, options.long_sides
-    text = "\n".join(
-        [
-            f"{start} {options.photos} photos of {photos[0]}–{photos[1]} pixels, {options.model}, "
-            f"{dtype_name(model.dtype)}, input size {size}, batches of {options.batch_size}, "
-            f"{options.format}; medians of {options.rounds} rounds.",
-            "",
-            *table(model, options),
-        ]
-    )
-    print(text)
-    if options.write:
-        report.write_section("pipeline", text)
+    lines = [
+        f"{start} {options.photos} photos of {photos[0]}–{photos[1]} pixels, {options.model}, "
+        f"{dtype_name(model.dtype)}, input size {size}, batches of {options.batch_size}, "
+        f"{options.format}; medians of {options.rounds} rounds.",
+        "",
+        *table(model, options),
+    ]
+    report.publish("pipeline", lines, write=options.write)
 
 
 def table(model: DepthModel, options: argparse.Namespace) -> list[str]:

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,14 @@ def processor() -> str:
         return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return name[1] if name else platform.machine()
+
+
+def publish(section: str, lines: Iterable[str], *, write: bool) -> None:
+    """Print a table with its caption; ``write`` puts it into RESULTS.md, too."""
+    text = "\n".join(lines)
+    print(text)
+    if write:
+        write_section(section, text)
 
 
 def write_section(name: str, text: str) -> None:

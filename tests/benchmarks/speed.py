@@ -42,10 +42,7 @@ def main() -> None:
     start = caption(options)
     if options.busy:
         hold_to_one_core(options.device)
-    text = "\n".join([start, "", *table(options)])
-    print(text)
-    if options.write:
-        report.write_section(options.device, text)
+    report.publish(options.device, [start, "", *table(options)], write=options.write)
 
 
 def hold_to_one_core(device: str) -> None:

@@ -83,17 +83,13 @@ def main() -> None:
             code = cli.main([*command, "--batch-size", "4", "--input-size", options.input_size])
     sampler.done.set()
     assert code == 0
-    text = "\n".join(
-        [
-            f"{start} {options.photos} photos of {shortest}–{longest} pixels, `predict --batch-size 4`, "
-            f"demo model at input size {options.input_size}; peaks of each {WINDOW}.",
-            "",
-            *table(sampler.peaks),
-        ]
-    )
-    print(text)
-    if options.write:
-        report.write_section("memory", text)
+    lines = [
+        f"{start} {options.photos} photos of {shortest}–{longest} pixels, `predict --batch-size 4`, "
+        f"demo model at input size {options.input_size}; peaks of each {WINDOW}.",
+        "",
+        *table(sampler.peaks),
+    ]
+    report.publish("memory", lines, write=options.write)
 
 
 def table(peaks: list[dict[str, float]]) -> list[str]:
