@@ -3,14 +3,13 @@
 import warnings
 
 from mlx_depth.errors import OptionError
-from mlx_depth.openblas import load_openblas
+from mlx_depth.linux_cpu.openblas import load_openblas
 
 try:
     load_openblas()  # before anything imports mlx.core
 except OptionError as error:  # a wrong path costs speed alone
     warnings.warn(str(error), stacklevel=2)
 
-from mlx_depth.colormaps import COLORMAPS
 from mlx_depth.errors import (
     CheckpointError,
     ImageError,
@@ -19,12 +18,13 @@ from mlx_depth.errors import (
     OptionError,
     SaveError,
 )
-from mlx_depth.image import ImageInfo, LoadedImage, load_image
+from mlx_depth.io.colormaps import COLORMAPS
+from mlx_depth.io.image import ImageInfo, LoadedImage, load_image
 from mlx_depth.predictor import DepthModel, load, predict
 from mlx_depth.processor import Processor
-from mlx_depth.quantization import Quantization
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
+from mlx_depth.weights.quantization import Quantization
 
 __version__ = "0.1.0"
 

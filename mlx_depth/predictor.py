@@ -15,17 +15,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_depth import hub, openblas
-from mlx_depth.checkpoint import Checkpoint, build_network, read_checkpoint
+from mlx_depth.checkpoints import hub
+from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network, read_checkpoint
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
-from mlx_depth.image import ImageSource, LoadedImage, load_image
-from mlx_depth.inference import Forward, cores_for, depth_of, evaluate, working_bytes
-from mlx_depth.models.family import Reference
-from mlx_depth.postprocess import resize_depth
-from mlx_depth.processor import InputSize, Processor
+from mlx_depth.io.image import ImageSource, LoadedImage, load_image
+from mlx_depth.linux_cpu import openblas
+from mlx_depth.processor import InputSize, Processor, Reference, resize_depth
 from mlx_depth.registry import ModelSpec, find_model, find_published
 from mlx_depth.result import DepthResult
-from mlx_depth.tensor_files import DTYPES, dtype_name
+from mlx_depth.runtime.forward import Forward, cores_for, depth_of, evaluate, working_bytes
+from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
 
 DEFAULT_MODEL = "depth-anything-v2-small"
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
@@ -69,8 +68,6 @@ class DepthModel:
         Raises:
             ImageError: If the image cannot be read.
             OptionError: If the input size cannot work.
-
-        Proved by ``tests/test_predictor.py``.
         """
         return self._predict_group([load_image(image)], input_size)[0]
 
@@ -98,8 +95,6 @@ class DepthModel:
         Raises:
             ImageError: If an image cannot be read and there is no ``on_error``.
             OptionError: If the batch size or the input size cannot work.
-
-        Proved by ``tests/test_predictor.py``.
         """
         if isinstance(images, (str, bytes, bytearray, memoryview, Path, LoadedImage)):
             raise OptionError("predict_batch takes a list or iterator of images, and this is one: use predict.")
@@ -115,8 +110,6 @@ class DepthModel:
             Depth ``(B, H, W)``, float32, evaluated, in the kind and unit of the model.
         Raises:
             OptionError: If the shape does not fit.
-
-        Proved by ``tests/test_predictor.py``.
         """
         with cores_for(pixel_values.shape[1:3]):
             depth = self._forward(pixel_values)
@@ -189,8 +182,6 @@ def predict_stream(
         As ``predict_batch``.
     Raises:
         OptionError: If the batch size cannot work.
-
-    Proved by ``tests/test_predictor.py`` and ``tests/test_cli.py``.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: give 1 or more.")
@@ -264,8 +255,6 @@ def load(
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged or not exactly what the model needs.
         OptionError: If an argument cannot work.
-
-    Proved by ``tests/test_predictor.py`` and ``tests/models/test_depth_anything.py``.
     """
     chosen = resolve_dtype(dtype)
     checkpoint, commit = fetch(source, revision=revision, progress=progress)
@@ -363,8 +352,6 @@ def predict(
         One result; for a list or iterator an iterator of results in the same order.
     Raises:
         MlxDepthError: As ``load`` and ``DepthModel.predict``.
-
-    Proved by ``tests/test_predictor.py``.
     """
     name = find_model(model).name if isinstance(model, str) and hub.is_name(model) else model
     loaded = _keep(name, resolve_dtype(dtype), revision)

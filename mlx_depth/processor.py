@@ -1,4 +1,4 @@
-"""How a photo becomes network input, as data: size rule, resampling and normalisation."""
+"""How a photo becomes network input, and a depth map photo-sized again: sizes, filters and normalization as data."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import CheckpointError, OptionError
-from mlx_depth.models.family import Reference
 from mlx_depth.nn.resize import resize, resize_pillow
-from mlx_depth.postprocess import DepthMethod
+
+Reference = Literal["original", "transformers"]
+"""Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
 Policy = Literal["lower_bound", "upper_bound", "minimal"]
 Resample = Literal["opencv", "pillow"]
+DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
 
@@ -75,7 +77,7 @@ class Processor:
             OptionError: If ``image`` is not RGB uint8, or ``input_size`` cannot work.
 
         The authors' ``depth_anything_v2/util/transform.py`` on ``image / 255.0``, or transformers'
-        ``DPTImageProcessor``; proved by ``tests/test_processor.py``.
+        ``DPTImageProcessor``.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OptionError(
@@ -103,7 +105,7 @@ class Processor:
             OptionError: If ``input_size`` is below ``multiple_of``, or an exact one not a multiple of it, or if the
                 result has more than ``MAX_NETWORK_PIXELS``.
 
-        ``Resize.get_size`` of the authors' ``util/transform.py``; proved by ``tests/test_processor.py``.
+        ``Resize.get_size`` of the authors' ``util/transform.py``.
         """
         if isinstance(input_size, tuple):
             size = self._exact_size(input_size)
@@ -129,7 +131,7 @@ class Processor:
             CheckpointError: If a key is missing or unknown, or has a value that would change the pixels in a way
                 that this class does not know.
 
-        The keys of transformers' ``DPTImageProcessor``; proved by ``tests/test_processor.py``.
+        The keys of transformers' ``DPTImageProcessor``.
         """
         _check_config(config)
         return cls(
@@ -146,7 +148,7 @@ class Processor:
         Args:
             reference: Whose ``policy``, ``resample`` and ``restore`` to use.
 
-        Sources as for calling a processor and for ``resize_depth``; proved by ``tests/test_processor.py``.
+        Sources as for calling a processor and for ``resize_depth``.
         """
         if reference == "transformers":
             return replace(self, policy="minimal", resample="pillow", restore="bicubic")
@@ -188,6 +190,26 @@ class Processor:
     def _scale_and_offset(self) -> tuple[mx.array, mx.array]:
         mean, std = np.array(self.mean), np.array(self.std)
         return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
+
+
+def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod = "bilinear") -> mx.array:
+    """Bring depth maps back to the size of the photo.
+
+    Args:
+        depth: ``(B, h, w)``, any unit, any float type.
+        size: ``(height, width)`` of the photo in pixels.
+        method: ``bilinear`` with the corner pixels in place is the authors' rule, ``bicubic`` transformers'; the
+            latter overshoots at edges.
+    Returns:
+        ``(B, height, width)``, float32, unit of ``depth``.
+    Raises:
+        OptionError: If ``depth`` is not 3-D or a side of ``size`` is below 1.
+
+    ``infer_image`` of the authors' ``depth_anything_v2/dpt.py`` and ``post_process_depth_estimation`` of
+    transformers.
+    """
+    maps = depth.astype(mx.float32)[..., None]
+    return resize(maps, size, method=method, align_corners=method == "bilinear")[..., 0]
 
 
 def _is_count(value: Any) -> bool:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth.errors import ModelNotFoundError
-from mlx_depth.models import depth_anything
-from mlx_depth.models.depth_anything import depth_anything_config
-from mlx_depth.models.family import Family
+from mlx_depth.models.base import Family
+from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING_FAMILY
+from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.processor import Processor
 from mlx_depth.result import DepthKind
 
 APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (depth_anything.FAMILY,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (DEPTH_ANYTHING_FAMILY,)}
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class DepthResult:
         Raises:
             OptionError: If the limits are not finite and rising.
 
-        Relative inverse depth: same numbers as upstream ``run.py``; proved by ``tests/test_result.py``.
+        Relative inverse depth: same numbers as upstream ``run.py``.
         """
         if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
             raise OptionError(f"limits {limits} are not (smallest, largest): give two finite, rising numbers.")
@@ -162,7 +162,7 @@ class DepthResult:
         """Paint the depth; near takes the last colour of the map (red in ``Spectral_r``).
 
         Args:
-            cmap: One of ``mlx_depth.colormaps.COLORMAPS``.
+            cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``.
             limits: As in ``normalized``.
         Returns:
             RGB, ``(H, W, 3)``, uint8.
@@ -170,9 +170,9 @@ class DepthResult:
             OptionError: If the colour map does not exist or the limits are not finite and rising.
 
         Relative inverse depth: the picture that upstream ``run.py`` writes, pixel for pixel; metric depth:
-        that of ``metric_depth/run.py`` within one entry of the map; proved by ``tests/test_result.py``.
+        that of ``metric_depth/run.py`` within one entry of the map.
         """
-        from mlx_depth.colormaps import apply_colormap
+        from mlx_depth.io.colormaps import apply_colormap
 
         entries = (self.normalized(limits=limits) * 255).astype(np.uint8)  # cut, as upstream cuts
         return apply_colormap(entries, cmap)
@@ -181,13 +181,11 @@ class DepthResult:
         """The photo and, to its right, the colour picture.
 
         Args:
-            cmap: One of ``mlx_depth.colormaps.COLORMAPS``.
+            cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``.
         Returns:
             RGB, ``(H, 2 W, 3)``, uint8.
         Raises:
             OptionError: If the result holds no image, or no colour map has that name.
-
-        Proved by ``tests/test_result.py``.
         """
         if self.image is None:
             raise OptionError("side-by-side needs the photo, which this result does not hold: use color instead.")
@@ -201,8 +199,6 @@ class DepthResult:
             ``.metric(1, 0)`` leads back. A depth of inf becomes 0; one that is not positive becomes NaN.
         Raises:
             OptionError: If the depth is already inverse: with its shift unknown, its reciprocal is no depth.
-
-        Proved by ``tests/test_result.py``.
         """
         if self.kind is DepthKind.RELATIVE_INVERSE:
             raise OptionError(
@@ -228,8 +224,6 @@ class DepthResult:
             scaled along; with a shift no translation fits, and the extrinsics are left out.
         Raises:
             OptionError: If the scale or ``max_depth`` is not positive, or a number is not finite.
-
-        Proved by ``tests/test_result.py``.
         """
         _check_positive("scale", scale)
         if not np.isfinite(shift):
@@ -266,7 +260,7 @@ class DepthResult:
             OptionError: If a point is outside the image or without depth, if there are not two different
                 depths, or if the points contradict the depth map.
 
-        Same line as ``numpy.polyfit(…, 1)``; proved by ``tests/test_result.py``.
+        Same line as ``numpy.polyfit(…, 1)``.
         """
         depth, metres = self._sample(known_points)
         target = 1 / metres if self.kind is DepthKind.RELATIVE_INVERSE else metres
@@ -296,8 +290,8 @@ class DepthResult:
         overwrite: bool = False,
         cmap: str = "Spectral_r",
     ) -> Path:
-        """Write the result to a file: ``mlx_depth.save.save`` with this result."""
-        from mlx_depth.save import save
+        """Write the result to a file: ``mlx_depth.io.save.save`` with this result."""
+        from mlx_depth.io.save import save
 
         return save(self, path, format=format, overwrite=overwrite, cmap=cmap)
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 from support import require, seeded
 
-from mlx_depth.models.depth_anything import FAMILY
-from mlx_depth.weights import apply
+from mlx_depth.models.depth_anything.family import FAMILY
+from mlx_depth.weights.rules import apply
 
 torch = require("reference", "torch")
 transformers = require("reference", "transformers")

@@ -21,16 +21,17 @@ from PIL import Image
 from support import correlation, relative_error, seeded
 
 import mlx_depth
-from mlx_depth import hub, predictor
+from mlx_depth import predictor
 from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.checkpoints import hub
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.heads.dpt import DPTConfig
-from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig
+from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
 from mlx_depth.predictor import DepthModel
 from mlx_depth.processor import Processor
 from mlx_depth.registry import DEMO_FOLDER, MODELS, ModelSpec
 from mlx_depth.result import DepthKind, DepthResult
-from mlx_depth.weights import parameter_shapes
+from mlx_depth.weights.rules import parameter_shapes
 
 DEMO = "mlx-depth-demo"
 # Network sizes at input_size 28: (28, 28), (28, 42), (42, 28) and (28, 56).

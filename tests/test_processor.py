@@ -13,9 +13,8 @@ from PIL import Image
 from support import relative_error, require, seeded
 
 from mlx_depth.errors import CheckpointError, OptionError
-from mlx_depth.models.family import config_from_dict
-from mlx_depth.postprocess import resize_depth
-from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, Processor
+from mlx_depth.models.base import config_from_dict
+from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, Processor, resize_depth
 
 AUTHORS = Processor()
 TRANSFORMERS = AUTHORS.follow("transformers")

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from support import seeded
 
-from mlx_depth.colormaps import colormap_table
 from mlx_depth.errors import OptionError
+from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.result import Camera, DepthKind, DepthResult
 
 INVERSE, RELATIVE, METRIC = DepthKind.RELATIVE_INVERSE, DepthKind.RELATIVE, DepthKind.METRIC
@@ -31,7 +31,7 @@ def make(depth, kind=INVERSE, **options) -> DepthResult:
 
 def test_import_is_light():
     code = (
-        "import sys, mlx_depth.result, mlx_depth.save, mlx_depth.colormaps\n"
+        "import sys, mlx_depth.result, mlx_depth.io.save, mlx_depth.io.colormaps\n"
         "print({'matplotlib', 'torch', 'OpenEXR', 'tifffile'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,24 +12,24 @@ import mlx_depth
 PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
-    {"errors", "openblas"},
-    {"result", "image", "weights", "nn", "colormaps", "ranks", "quantization"},
-    {"tensor_files"},
-    {"postprocess", "backbones", "heads", "save", "inference"},
+    {"errors"},
+    {"linux_cpu", "weights"},
+    {"result"},
+    {"io"},
+    {"nn"},
+    {"processor", "backbones", "heads"},
     {"models"},
-    {"processor"},
     {"registry"},
-    {"recognise", "hub"},
-    {"checkpoint"},
+    {"checkpoints", "runtime"},
     {"predictor"},
-    {"files", "describe"},
+    {"jobs"},
     {"cli"},
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Imports inside a function that point upward, each with its reason.
 ALLOWED = {
-    ("result", "save"): "DepthResult.save is a convenience",
+    ("result", "io"): "DepthResult.save is a convenience",
     ("cli", "__init__"): "the version",
 }
 HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]

@@ -20,13 +20,13 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from mlx_depth import openblas
-from mlx_depth.checkpoint import build_network, quantize_checkpoint
+from mlx_depth.checkpoints.checkpoint import build_network, quantize_checkpoint
 from mlx_depth.errors import OptionError
+from mlx_depth.linux_cpu import openblas
 from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, resolve_dtype
 from mlx_depth.processor import InputSize
-from mlx_depth.quantization import Quantization
-from mlx_depth.tensor_files import DTYPES
+from mlx_depth.weights.quantization import Quantization
+from mlx_depth.weights.safetensors_io import DTYPES
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.plots import draw
 
@@ -145,8 +145,6 @@ def bench(
         OptionError: If an option cannot work, or transformers is wanted and missing.
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged.
-
-    Proved by ``tests/convert/test_bench.py``.
     """
     if compare not in (None, TORCH):
         raise OptionError(f"cannot compare with {compare!r}: the choice is {TORCH!r}.")
@@ -171,8 +169,6 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path, *, overwrite: bool = 
     Raises:
         OptionError: If matplotlib is missing, or the suffix is another.
         SaveError: If the file exists or cannot be written.
-
-    Proved by ``tests/convert/test_bench.py``.
     """
     rows = benchmark.measurements
 

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 from tqdm import tqdm
 
-from mlx_depth import hub
-from mlx_depth.checkpoint import (
+from mlx_depth.checkpoints import hub
+from mlx_depth.checkpoints.checkpoint import (
     Checkpoint,
     expand_checkpoint,
     packable_layers,
@@ -19,9 +19,9 @@ from mlx_depth.checkpoint import (
 )
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.predictor import resolve_dtype
-from mlx_depth.quantization import Quantization
 from mlx_depth.registry import ModelSpec
-from mlx_depth.weights import check_complete
+from mlx_depth.weights.quantization import Quantization
+from mlx_depth.weights.rules import check_complete
 from mlx_depth_convert.opening import Origin, open_checkpoint
 from mlx_depth_convert.report import Report
 from mlx_depth_convert.verify import compare
@@ -84,8 +84,6 @@ def convert(
         ModelNotFoundError: If there is no such source, or the Hub cannot be reached.
         CheckpointError: If the source is damaged, unknown or not the named model, or the verification fails.
         SaveError: If ``out`` cannot be written.
-
-    Proved by ``tests/convert/test_convert.py`` and ``tests/convert/test_bad_inputs.py``.
     """
     done = convert_and_report(
         source,

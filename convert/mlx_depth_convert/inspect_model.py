@@ -15,8 +15,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_depth.backbones.dinov2 import Block
-from mlx_depth.checkpoint import build_network
-from mlx_depth.image import ImageSource, load_image
+from mlx_depth.checkpoints.checkpoint import build_network
+from mlx_depth.io.image import ImageSource, load_image
 from mlx_depth.processor import InputSize
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.plots import draw
@@ -108,8 +108,6 @@ def inspect_model(
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged.
         ImageError: If the image cannot be read.
-
-    Proved by ``tests/convert/test_inspect.py``.
     """
     loaded = load_image(image) if image is not None else None
     pixels = loaded.pixels if loaded is not None else generated_picture()
@@ -147,8 +145,6 @@ def plot_depth(depth: np.ndarray, path: str | Path, *, overwrite: bool = False) 
     Raises:
         OptionError: If matplotlib is missing, or the suffix is another.
         SaveError: If the file exists or cannot be written.
-
-    Proved by ``tests/convert/test_inspect.py``.
     """
     H, W = depth.shape
 

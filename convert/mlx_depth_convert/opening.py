@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_depth.checkpoint import Checkpoint, assemble_checkpoint, read_checkpoint
+from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, read_checkpoint
+from mlx_depth.checkpoints.hub import is_name
 from mlx_depth.errors import CheckpointError
-from mlx_depth.hub import is_name
 from mlx_depth.predictor import locate_model
 from mlx_depth.registry import find_model
-from mlx_depth.tensor_files import load_file, weight_files
+from mlx_depth.weights.safetensors_io import load_file, weight_files
 from mlx_depth_convert.sources import gguf, stage, torch_pickle
 
 READERS = {
@@ -53,8 +53,6 @@ def open_checkpoint(
     Raises:
         ModelNotFoundError: If there is no such source, or it cannot be downloaded.
         CheckpointError: If its files are damaged, unknown, or not the named model's.
-
-    Proved by ``tests/convert/test_convert.py`` and ``tests/convert/test_bad_inputs.py``.
     """
     named = find_model(model) if model is not None else None
     location, published = locate_model(source, revision=revision, progress=progress, convertible=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth.errors import OptionError
-from mlx_depth.save import atomic_write
+from mlx_depth.io.save import atomic_write
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -23,8 +23,6 @@ def draw(path: str | Path, size: tuple[float, float], fill: Callable[[Any], None
     Raises:
         OptionError: If matplotlib is missing, or the suffix is another.
         SaveError: If the file exists or cannot be written.
-
-    Proved by ``tests/convert/test_inspect.py`` and ``tests/convert/test_bench.py``.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in SUFFIXES:

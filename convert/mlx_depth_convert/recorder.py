@@ -22,8 +22,7 @@ def recording(
         on_call: Called when a module returns.
         on_start: Called with the path before a module computes.
 
-    Python looks ``__call__`` up on the class, so the classes are wrapped, not the modules. Proved by
-    ``tests/convert/test_inspect.py``.
+    Python looks ``__call__`` up on the class, so the classes are wrapped, not the modules.
     """
     paths = {id(module): path for path, module in network.named_modules() if path}
     modules = [module for _, module in network.named_modules()]

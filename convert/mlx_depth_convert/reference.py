@@ -7,11 +7,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_depth.checkpoint import Checkpoint, expand_checkpoint
+from mlx_depth.checkpoints.checkpoint import Checkpoint, expand_checkpoint
 from mlx_depth.errors import OptionError
-from mlx_depth.models.depth_anything import DepthAnythingConfig
-from mlx_depth.models.family import Stage
-from mlx_depth.weights import apply, to_torch_layout
+from mlx_depth.models.base import Stage
+from mlx_depth.models.depth_anything.network import DepthAnythingConfig
+from mlx_depth.weights.rules import apply, to_torch_layout
 
 DIALECT = "transformers"
 
@@ -25,8 +25,6 @@ def transformers_network(checkpoint: Checkpoint) -> Any:
         A ``torch.nn.Module`` in float32.
     Raises:
         OptionError: If torch or transformers is missing, or transformers has no such model.
-
-    Proved by ``tests/convert/test_verify.py``.
     """
     torch, transformers = _import()
     config = checkpoint.spec.config

@@ -12,10 +12,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from mlx_depth.checkpoint import Checkpoint, build_network
+from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network
 from mlx_depth.errors import OptionError
-from mlx_depth.image import ImageSource, load_image
-from mlx_depth.models.family import Stage
+from mlx_depth.io.image import ImageSource, load_image
+from mlx_depth.models.base import Stage
 from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.opening import open_checkpoint
@@ -75,8 +75,6 @@ def verify(
         OptionError: If there is nothing to compare with, or transformers is wanted and missing.
         ModelNotFoundError: If there is no such source, or it cannot be downloaded.
         CheckpointError: If a checkpoint is damaged, or the two are not the same architecture.
-
-    Proved by ``tests/convert/test_verify.py``.
     """
     with ExitStack() as stack:
         checkpoint, origin = stack.enter_context(open_checkpoint(model, progress=progress))

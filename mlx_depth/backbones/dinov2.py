@@ -10,13 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.linux_cpu.streams import by_rows
 from mlx_depth.nn.attention import Attention
-from mlx_depth.nn.cores import by_rows
 from mlx_depth.nn.layer_scale import LayerScale
 from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
 from mlx_depth.nn.patch_embed import PatchEmbed
 from mlx_depth.nn.position import PositionRule, resize_position_table
-from mlx_depth.weights import Drop, Rename, Rule, Split
+from mlx_depth.weights.rules import Drop, Rename, Rule, Split
 
 LAYER_NORM_EPS = 1e-6
 KEPT_GRIDS = 8  # 3 MB each for large in half precision
@@ -127,8 +127,6 @@ class DINOv2(nn.Module):
             pixel_values: Normalised images, ``(B, H, W, 3)``; H and W are multiples of the patch size.
         Returns:
             One ``LayerTokens`` for each of ``out_layers``, from the first to the last.
-
-        Proved by ``tests/backbones/test_dinov2.py``.
         """
         x = self.embed(pixel_values)
         tapped = []

@@ -12,11 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.linux_cpu.kernels import fast_paths
+from mlx_depth.linux_cpu.streams import in_bands, joined
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
-from mlx_depth.nn.cores import in_bands, joined
-from mlx_depth.nn.cpu import fast_paths
 from mlx_depth.nn.resize import resize, resize_rows
-from mlx_depth.weights import Drop, Rename, Rule
+from mlx_depth.weights.rules import Drop, Rename, Rule
 
 Resampling = Literal["up4", "up2", "keep", "down2"]
 STRIP_ROWS = 64  # of the network's input size, at least
@@ -117,8 +117,6 @@ class DPTHead(nn.Module):
             grid_size: Patches ``(gh, gw)``.
         Returns:
             Depth ``(B, gh * patch_size, gw * patch_size)``: inverse depth >= 0 (relu) or metres (sigmoid).
-
-        Proved by ``tests/heads/test_dpt.py``.
         """
         gh, gw = grid_size
         maps = [

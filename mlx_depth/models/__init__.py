@@ -1,1 +1,1 @@
-"""One home a family: its config, its network, its weight tables."""
+"""One folder a model family."""

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.nn import cpu
-from mlx_depth.nn.cores import by_rows
+from mlx_depth.linux_cpu import kernels
+from mlx_depth.linux_cpu.streams import by_rows
 
 
 class Attention(nn.Module):
@@ -26,6 +26,6 @@ class Attention(nn.Module):
             return y.reshape(B, N, self.num_heads, head_dim).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
 
         query, key, value = (split_heads(by_rows(f, x)) for f in (self.query_proj, self.key_proj, self.value_proj))
-        attend = cpu.attention if cpu.fast_paths(x) else mx.fast.scaled_dot_product_attention
+        attend = kernels.attention if kernels.fast_paths(x) else mx.fast.scaled_dot_product_attention
         y = attend(query, key, value, scale=head_dim**-0.5)
         return by_rows(self.out_proj, y.transpose(0, 2, 1, 3).reshape(B, N, C))

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.nn.cores import in_parts, joined
-from mlx_depth.nn.cpu import fast_paths
+from mlx_depth.linux_cpu.kernels import fast_paths
+from mlx_depth.linux_cpu.streams import in_parts, joined
 
 
 class Conv2d(nn.Conv2d):
@@ -41,7 +41,7 @@ def conv_1x1(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     Returns:
         ``(B, H, W, D)``.
 
-    Same numbers as ``mx.conv2d``; proved by ``tests/nn/test_cpu.py``.
+    Same numbers as ``mx.conv2d``.
     """
     B, H, W, C = x.shape
     return mx.addmm(bias, x.reshape(-1, C), weight.reshape(-1, C).T).reshape(B, H, W, -1)
@@ -57,7 +57,7 @@ def conv_3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     Returns:
         ``(B, H, W, D)``, zero padding of one pixel.
 
-    Same numbers as ``mx.conv2d``; proved by ``tests/nn/test_cpu.py``.
+    Same numbers as ``mx.conv2d``.
     """
     taps = mx.contiguous(weight.transpose(1, 2, 3, 0))  # (3, 3, C, D)
     H = x.shape[1]
@@ -93,7 +93,7 @@ def conv_transpose_tiles(x: mx.array, weight: mx.array, bias: mx.array) -> mx.ar
     Returns:
         ``(B, H * kh, W * kw, D)``.
 
-    Same numbers as ``mx.conv_transpose2d``; proved by ``tests/nn/test_cpu.py``.
+    Same numbers as ``mx.conv_transpose2d``.
     """
     B, H, W, C = x.shape
     D, kh, kw, _ = weight.shape

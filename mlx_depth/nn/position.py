@@ -22,7 +22,7 @@ def resize_position_table(table: mx.array, grid_size: tuple[int, int], rule: Pos
     Returns:
         ``(1, gh * gw, C)``, the table's dtype; the table itself where the grid is n × n.
 
-    Upstream: ``interpolate_pos_encoding`` in both code bases. Proved by ``tests/nn/test_position.py``.
+    Upstream: ``interpolate_pos_encoding`` in both code bases.
     """
     count, dims = table.shape[1:]
     n = round(count**0.5)

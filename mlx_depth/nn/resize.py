@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.nn.cores import by_rows, in_bands, in_parts, joined
-from mlx_depth.nn.cpu import fast_paths
+from mlx_depth.linux_cpu.kernels import fast_paths
+from mlx_depth.linux_cpu.streams import by_rows, in_bands, in_parts, joined
 
 Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"]
 
@@ -70,7 +70,7 @@ def resize(
     Raises:
         OptionError: If ``x`` is not 4-D, a size is below 1, or the options exclude each other.
 
-    Same numbers as torch's ``interpolate`` and OpenCV's ``resize``; proved by ``tests/nn/test_resize.py``.
+    Same numbers as torch's ``interpolate`` and OpenCV's ``resize``.
     """
     _check(x, size, method, align_corners, antialias, scale)
     if fast_paths(x) and not antialias and scale is None and size[0] >= x.shape[1] and size[1] > x.shape[2]:
@@ -115,7 +115,7 @@ def resize_rows(
     Returns:
         ``(B, rows[1] - rows[0], width, C)``, same type as ``x``.
 
-    Same numbers as slicing ``resize(x, size)``; proved by ``tests/nn/test_resize.py``.
+    Same numbers as slicing ``resize(x, size)``.
     """
     down, across = (
         _AxisRule(x.shape[axis], size[axis - 1], method, align_corners, antialias=False, scale=None) for axis in (1, 2)
@@ -140,7 +140,7 @@ def resize_pillow(x: mx.array, size: tuple[int, int]) -> mx.array:
     Raises:
         OptionError: If ``x`` is not 4-D uint8, or a size is below 1.
 
-    Pillow's ``src/libImaging/Resample.c``, bit for bit; proved by ``tests/nn/test_resize.py``. Pillow 13 takes the rows
+    Pillow's ``src/libImaging/Resample.c``, bit for bit. Pillow 13 takes the rows
     first where the height shrinks and the width does not, or much less; this is the order of all versions before it.
     """
     _check(x, size, "bicubic", align_corners=False, antialias=True, scale=None)

@@ -8,7 +8,7 @@ from support import relative_error
 
 from mlx_depth.backbones import dinov2
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
-from mlx_depth.weights import apply, check_complete, to_mlx_layout
+from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout
 
 GATE = 1e-4
 torch, transformers = reference.torch, reference.transformers

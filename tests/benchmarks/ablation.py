@@ -16,12 +16,13 @@ from unittest import mock
 import report
 from stages import random_network
 
-from mlx_depth import inference
 from mlx_depth.backbones.dinov2 import DINOv2
 from mlx_depth.heads import dpt
-from mlx_depth.models.depth_anything import DepthAnything, depth_anything_config
-from mlx_depth.nn import conv, cpu, resize
+from mlx_depth.linux_cpu import kernels
+from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
+from mlx_depth.nn import conv, resize
 from mlx_depth.nn.position import resize_position_table
+from mlx_depth.runtime import forward as runtime
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
 import mlx.nn as nn
@@ -47,15 +48,15 @@ def never(*_: Any) -> bool:
 
 VARIANTS = (
     Variant("as it is"),
-    Variant("one stream, products of several threads", ((inference, "cores_for", lambda size: nullcontext()),)),
-    Variant("attention in chunks of 1 MB", ((cpu, "_CHUNK_ELEMENTS", 1 << 18),)),
-    Variant("MLX's attention and GELU", ((cpu, "fast_paths", never),)),
+    Variant("one stream, products of several threads", ((runtime, "cores_for", lambda size: nullcontext()),)),
+    Variant("attention in chunks of 1 MB", ((kernels, "_CHUNK_ELEMENTS", 1 << 18),)),
+    Variant("MLX's attention and GELU", ((kernels, "fast_paths", never),)),
     Variant("MLX's convolutions", ((conv, "fast_paths", never),)),
     Variant("maps grow whole", ((resize, "_BAND_BYTES", HUGE),)),
     Variant("read-out whole", ((dpt, "STRIP_ROWS", HUGE),)),
     Variant("positions resized each time", ((DINOv2, "positions", resized_each_time),)),
-    Variant("no limit of memory", ((inference, "_limits", lambda working_bytes: nullcontext()),)),
-    Variant("a batch together", ((inference, "_one_by_one", lambda forward: forward),)),
+    Variant("no limit of memory", ((runtime, "_limits", lambda working_bytes: nullcontext()),)),
+    Variant("a batch together", ((runtime, "_one_by_one", lambda forward: forward),)),
     Variant("LayerScale folded into the projections", folded=True),
 )
 
@@ -105,9 +106,9 @@ def prepared(variant: Variant, network: DepthAnything) -> Callable[[mx.array], N
 
     def call(x: mx.array) -> None:
         with patched(variant):
-            forward = inference.depth_of(network, mx.float32)
-            with inference.cores_for(x.shape[1:3]):
-                inference.evaluate(forward(x), inference.working_bytes(network, x.shape, mx.float32))
+            forward = runtime.depth_of(network, mx.float32)
+            with runtime.cores_for(x.shape[1:3]):
+                runtime.evaluate(forward(x), runtime.working_bytes(network, x.shape, mx.float32))
 
     return call
 

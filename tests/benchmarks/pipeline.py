@@ -20,12 +20,12 @@ from unittest import mock
 import report
 
 import mlx_depth
-from mlx_depth.files import DEFAULT_FORMATS, Settings, find_images, predict_files
-from mlx_depth.image import LoadedImage
+from mlx_depth.io.image import LoadedImage
+from mlx_depth.jobs.folder import DEFAULT_FORMATS, Settings, find_images, predict_files
 from mlx_depth.predictor import DepthModel
 from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthResult
-from mlx_depth.tensor_files import dtype_name
+from mlx_depth.weights.safetensors_io import dtype_name
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
 from photos import write_photos

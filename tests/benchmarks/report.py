@@ -20,7 +20,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def use_device(name: str | None) -> str:
     """Make ``cpu`` or ``gpu`` MLX's default device (None: leave it as it is), and say what computes there."""
-    from mlx_depth import openblas  # the package first, so that an installed OpenBLAS is used
+    from mlx_depth.linux_cpu import openblas  # the package first, so that an installed OpenBLAS is used
 
     # isort: split
     import mlx.core as mx

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import report
 
-from mlx_depth import inference
-from mlx_depth.inference import depth_of, working_bytes
-from mlx_depth.models.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_config
-from mlx_depth.nn.cores import all_cores, by_rows
+from mlx_depth.linux_cpu.streams import all_cores, by_rows
+from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig, depth_anything_config
 from mlx_depth.predictor import resolve_dtype
-from mlx_depth.tensor_files import dtype_name
+from mlx_depth.runtime import forward as runtime
+from mlx_depth.runtime.forward import depth_of, working_bytes
+from mlx_depth.weights.safetensors_io import dtype_name
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
 from mlx.utils import tree_flatten, tree_map
@@ -72,7 +72,7 @@ def main() -> None:
             times = report.time_calls(lambda: evaluate(run(x)), 0 if options.once else options.seconds)
         return Cost(statistics.median(times), mx.get_peak_memory() - parameters)
 
-    predicting = measure(depth_of(network, dtype), pixel_values, lambda depth: inference.evaluate(depth, limit))
+    predicting = measure(depth_of(network, dtype), pixel_values, lambda depth: runtime.evaluate(depth, limit))
     print(f"\nParameters: {parameters / 1e6:.0f} MB\n\n| stage | ms | share | peak, MB |\n|---|---|---|---|")
     if not options.once:
         show_stages(network, config, options.size, pixel_values, predicting, measure)

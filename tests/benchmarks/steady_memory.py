@@ -17,7 +17,8 @@ from typing import Any
 
 import report
 
-from mlx_depth import cli, files
+from mlx_depth import cli
+from mlx_depth.jobs import folder as files
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
 from photos import write_photos

@@ -25,12 +25,12 @@ from safetensors.numpy import load_file
 from support import correlation
 
 import mlx_depth
-from mlx_depth import hub
-from mlx_depth.checkpoint import quantize_checkpoint, read_checkpoint, write_checkpoint
+from mlx_depth.checkpoints import hub
+from mlx_depth.checkpoints.checkpoint import quantize_checkpoint, read_checkpoint, write_checkpoint
 from mlx_depth.cli import main
 from mlx_depth.errors import CheckpointError, ModelNotFoundError, OptionError, SaveError
-from mlx_depth.quantization import Quantization
 from mlx_depth.registry import MODELS
+from mlx_depth.weights.quantization import Quantization
 
 SMALL_LINEAR = 12 * (4 * 384 * 384 + 2 * 384 * 1536)  # weights of the backbone's linear layers
 SMALL_PARAMETERS = 24_710_849  # those that our network has

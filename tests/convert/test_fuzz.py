@@ -22,7 +22,7 @@ from mlx_depth_convert.sources import torch_pickle
 from support import require, seeded
 
 from mlx_depth.errors import MlxDepthError
-from mlx_depth.tensor_files import load_file, write_safetensors
+from mlx_depth.weights.safetensors_io import load_file, write_safetensors
 
 ROUNDS = {"pickle": 4000, "zip": 2000, "legacy": 1500, "safetensors": 1500, "gguf": 1000}
 MAX_GROWTH = 64 << 20  # bytes; the files have less than 5 kB, and a hostile size in them is at least 2 GB

@@ -14,7 +14,7 @@ from mlx_depth_convert.report import Report
 from mlx_depth_convert.verify import GATES, compare, depth_error, stage_error
 from support import seeded
 
-from mlx_depth.checkpoint import (
+from mlx_depth.checkpoints.checkpoint import (
     Checkpoint,
     expand_checkpoint,
     quantize_checkpoint,
@@ -23,9 +23,9 @@ from mlx_depth.checkpoint import (
 )
 from mlx_depth.cli import main
 from mlx_depth.errors import OptionError
-from mlx_depth.quantization import BITS, Quantization
 from mlx_depth.registry import DEMO_FOLDER
 from mlx_depth.result import DepthKind
+from mlx_depth.weights.quantization import BITS, Quantization
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZE = 98
@@ -168,12 +168,12 @@ def test_the_recorded_source_is_the_default(hub: Path, tmp_path: Path, monkeypat
     asked: list[object] = []
 
     def locate(source: object, **_: object) -> object:
-        from mlx_depth.hub import Location
+        from mlx_depth.checkpoints.hub import Location
 
         asked.append(source)
         return Location(hub, "some-one/tiny", "a" * 40) if isinstance(source, str) else Location(Path(str(source)))
 
-    monkeypatch.setattr("mlx_depth.hub.locate", locate)
+    monkeypatch.setattr("mlx_depth.checkpoints.hub.locate", locate)
     report = verify(out, input_size=SIZE)
     assert asked == [out, "some-one/tiny@" + "a" * 40]
     assert (report.passed, report.against) == (True, "some-one/tiny")

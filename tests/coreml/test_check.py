@@ -192,7 +192,7 @@ def test_drawn_image_uses_all_channels():
 
 def test_colours_follow_the_colour_map(tmp_path):
     """Independent of the check's own colours: entries of the table, as DepthResult paints them."""
-    from mlx_depth.colormaps import colormap_table
+    from mlx_depth.io.colormaps import colormap_table
 
     (function,) = read_package(export_coreml(tiny(), tmp_path, sizes=SIZE, colormap="Spectral_r")).functions.values()
     outputs = run_function(function, drawn_image(SIZE), float16=True).outputs

@@ -9,7 +9,7 @@ from mlx_depth_convert.coreml.emit_dinov2_dpt import color_knots
 from support import relative_error, seeded
 
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, Block
-from mlx_depth.colormaps import COLORMAPS, colormap_table
+from mlx_depth.io.colormaps import COLORMAPS, colormap_table
 from mlx_depth.nn.patch_embed import PatchEmbed
 
 

@@ -15,7 +15,7 @@ from mlx_depth_convert.coreml.evaluate import read_package, run_function
 from support import require
 
 from mlx_depth import load_image
-from mlx_depth.checkpoint import build_network
+from mlx_depth.checkpoints.checkpoint import build_network
 from mlx_depth.predictor import fetch
 
 require("coreml", "coremltools")

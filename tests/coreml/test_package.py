@@ -18,9 +18,9 @@ from mlx_depth_convert.coreml.evaluate import read_package, run_function
 from mlx_depth_convert.coreml.package import _source
 from support import require
 
-from mlx_depth.checkpoint import quantize_checkpoint
+from mlx_depth.checkpoints.checkpoint import quantize_checkpoint
 from mlx_depth.errors import OptionError, SaveError
-from mlx_depth.quantization import Quantization
+from mlx_depth.weights.quantization import Quantization
 
 require("coreml", "coremltools")
 

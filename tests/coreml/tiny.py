@@ -10,9 +10,9 @@ from mlx.utils import tree_flatten
 from support import seeded
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
-from mlx_depth.checkpoint import Checkpoint
+from mlx_depth.checkpoints.checkpoint import Checkpoint
 from mlx_depth.heads.dpt import DPTConfig
-from mlx_depth.models.depth_anything import DepthAnythingConfig
+from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.processor import Processor
 from mlx_depth.registry import FAMILIES, MODELS, ModelSpec
 

@@ -8,7 +8,7 @@ from support import relative_error, seeded
 
 from mlx_depth.heads import dpt
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
-from mlx_depth.weights import apply, check_complete, to_mlx_layout
+from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout
 
 GATE = 1e-4
 torch = reference.torch

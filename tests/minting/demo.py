@@ -11,9 +11,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_depth.checkpoint import quantize_checkpoint, read_checkpoint, write_checkpoint
-from mlx_depth.quantization import Quantization
+from mlx_depth.checkpoints.checkpoint import quantize_checkpoint, read_checkpoint, write_checkpoint
 from mlx_depth.registry import DEMO_FOLDER, MODELS
+from mlx_depth.weights.quantization import Quantization
 
 
 def main(source: Path) -> None:

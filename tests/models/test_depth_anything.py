@@ -14,8 +14,8 @@ from support import correlation, relative_error
 
 import mlx_depth
 from mlx_depth import DepthKind, OptionError
-from mlx_depth.checkpoint import build_network, read_checkpoint
-from mlx_depth.models.depth_anything import DepthAnything, depth_anything_config
+from mlx_depth.checkpoints.checkpoint import build_network, read_checkpoint
+from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
 
 GATE = 1e-4  # relative error, float32, from the same pixels
 CORRELATION = 0.99999
@@ -178,7 +178,7 @@ def test_kind_and_range(max_depth):
 
 def test_the_configs_of_upstream_are_ours():
     """Every published size, read from the config.json that transformers writes."""
-    from mlx_depth.models.depth_anything import FAMILY
+    from mlx_depth.models.depth_anything.family import FAMILY
 
     for size in ("small", "base", "large", "giant"):
         for version in (1, 2):
@@ -190,8 +190,8 @@ def test_the_configs_of_upstream_are_ours():
 
 def test_quantized_and_expanded_networks_agree(tmp_path):
     """A packed layer and the plain layer that the CPU computes with hold the same weights."""
-    from mlx_depth.checkpoint import quantize_checkpoint
-    from mlx_depth.quantization import Quantization
+    from mlx_depth.checkpoints.checkpoint import quantize_checkpoint
+    from mlx_depth.weights.quantization import Quantization
 
     checkpoint = read_checkpoint(reference.save(reference.model("tiny"), tmp_path))
     packed = quantize_checkpoint(checkpoint, Quantization(bits=8, group_size=32))

@@ -11,10 +11,10 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_depth.checkpoint import Checkpoint, build_network
-from mlx_depth.colormaps import colormap_table
+from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network
 from mlx_depth.errors import CheckpointError, OptionError
-from mlx_depth.image import ImageSource, load_image
+from mlx_depth.io.colormaps import colormap_table
+from mlx_depth.io.image import ImageSource, load_image
 from mlx_depth.nn.resize import resize
 from mlx_depth.predictor import fetch
 from mlx_depth.registry import ModelSpec
@@ -147,8 +147,6 @@ def check_package(
         CheckpointError: If the package cannot be read, or was not made by ``export_coreml`` from such a model.
         OptionError: If coremltools is missing, or the model has to be named.
         ImageError: If the image cannot be read.
-
-    Proved by ``tests/coreml/test_check.py``.
     """
     path = Path(path).expanduser()
     program = read_package(path)
@@ -252,8 +250,6 @@ def expected_depth(
         output: One of ``options.OUTPUTS``.
     Returns:
         ``(1, 1, H, W)``, in the unit of the output.
-
-    Proved by ``tests/coreml/test_check.py``.
     """
     size = pixels.shape[:2]
     with mx.stream(mx.cpu):
@@ -271,8 +267,6 @@ def painted(depth: npt.NDArray[np.float32], spec: ModelSpec, *, output: str, col
         colormap: A colour map's name.
     Returns:
         RGB ``(1, 3, H, W)``, 0..255.
-
-    Proved by ``tests/coreml/test_check.py``.
     """
     near = depth[0, 0] if output == "normalized" else _nearness(depth[0, 0], spec)
     table = colormap_table(colormap).astype(np.float32)

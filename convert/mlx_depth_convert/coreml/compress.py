@@ -20,8 +20,6 @@ def compress_weights(model: Any, compress: str) -> Any:
         compress: One of ``options.COMPRESSIONS``.
     Returns:
         A new ``MLModel``; the same input gives the same bytes.
-
-    Proved by ``tests/coreml/test_compress.py``.
     """
     optimize = tools.coremltools().optimize.coreml
     if compress == "int8":
@@ -47,8 +45,6 @@ def palette(values: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[Any], npt.
         size: Number of entries, at most 256.
     Returns:
         The entries, rising, ``(size,)`` in the type of ``values``, and the nearest one's index for each value, flat.
-
-    Proved by ``tests/coreml/test_compress.py``.
     """
     flat = values.ravel()
     points, counts = np.unique(flat.astype(np.float16).astype(np.float64), return_counts=True)

@@ -62,8 +62,6 @@ def run_units(package: Path, function: str, pixels: npt.NDArray[np.uint8], expec
         function: Name of the function.
         pixels: RGB uint8 ``(H, W, 3)`` at the function's size.
         expected: What the model gives.
-
-    Proved, but for Core ML itself, by ``tests/coreml/test_device.py``.
     """
     return [_run_unit(package, function, unit, pixels, expected) for unit in UNITS]
 

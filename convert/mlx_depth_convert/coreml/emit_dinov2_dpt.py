@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
-from mlx_depth.colormaps import colormap_table
 from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
+from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.coreml import fold

@@ -70,8 +70,6 @@ def read_package(path: Path) -> Program:
     Raises:
         CheckpointError: If it is no package that coremltools can read.
         OptionError: If coremltools is missing.
-
-    Proved by ``tests/coreml/test_evaluate.py``.
     """
     ct = tools.coremltools()
     from coremltools.converters.mil.frontend.milproto.load import load
@@ -100,7 +98,7 @@ def run_function(function: Any, image: npt.NDArray[np.uint8], *, float16: bool) 
     Returns:
         The outputs, float32, by name, and the largest magnitude of each type of operation.
 
-    The semantics of coremltools' MIL operations; proved by ``tests/coreml/test_evaluate.py``.
+    The semantics of coremltools' MIL operations.
     """
     (name,) = function.inputs
     known = {function.inputs[name].name: image.astype(np.float32).transpose(2, 0, 1)[None]}

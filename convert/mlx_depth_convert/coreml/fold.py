@@ -56,8 +56,6 @@ def fold_pixels(processor: Processor, weights: Weights) -> tuple[Array, Layer]:
     Returns:
         The offset ``(3,)`` of ``pixel * PIXEL_SCALE + offset``, and the convolution that takes the result, on the
         scaled residual stream.
-
-    Proved by ``tests/coreml/test_fold.py``.
     """
     mean, std = 255 * np.array(processor.mean), 255 * np.array(processor.std)
     centre = np.round(mean)
@@ -94,8 +92,6 @@ def fold_block(config: DINOv2Config, weights: Weights, index: int, *, softmax_sc
         softmax_scale: Fold ``head_dim ** -0.5`` into the queries; False where the attention operation applies it.
     Returns:
         The block; its two outputs are on the scaled residual stream.
-
-    Proved by ``tests/coreml/test_fold.py``.
     """
     path = f"backbone.blocks.{index}"
     scale = (config.embed_dim // config.num_heads) ** -0.5 if softmax_scale else 1.0

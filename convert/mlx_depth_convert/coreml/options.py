@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_depth.colormaps import colormap_table
 from mlx_depth.errors import OptionError
-from mlx_depth.models.depth_anything import DepthAnythingConfig
+from mlx_depth.io.colormaps import colormap_table
+from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthKind
 
@@ -69,8 +69,6 @@ def parse_size(request: SizeRequest, *, multiple_of: int) -> Size:
         ``(height, width)`` in pixels.
     Raises:
         OptionError: If there is no such preset, or the sides do not fit.
-
-    Proved by ``tests/coreml/test_options.py``.
     """
     size = _read_size(request)
     fitting = tuple(max(1, round(side / multiple_of)) * multiple_of for side in size)
@@ -205,8 +203,6 @@ def package_path(out: str | Path, name: str | None, spec: ModelSpec) -> Path:
         The path, free, in an existing folder or a new one.
     Raises:
         OptionError: If the name is no Swift identifier, is given twice or of another format, or the path exists.
-
-    Proved by ``tests/coreml/test_options.py``.
     """
     out = Path(out).expanduser()
     if out.suffix.lower() in NOT_A_FOLDER:

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlx_depth import hub
-from mlx_depth.checkpoint import Checkpoint, expand_checkpoint
+from mlx_depth.checkpoints import hub
+from mlx_depth.checkpoints.checkpoint import Checkpoint, expand_checkpoint
 from mlx_depth.errors import SaveError
 from mlx_depth.predictor import fetch
 from mlx_depth.registry import ModelSpec, find_model, find_published
@@ -75,7 +75,7 @@ def export_coreml(
         output: ``"normalized"`` (0..1 over the image, 1 = nearest), ``"raw"`` (the network's inverse depth, comparable
             between the frames of a video) or ``"metric"`` (metres); None: metres if the model gives them, else
             normalized.
-        colormap: One of ``mlx_depth.colormaps.COLORMAPS``: adds a second output, the painted depth.
+        colormap: One of ``mlx_depth.io.colormaps.COLORMAPS``: adds a second output, the painted depth.
         compress: ``"int8"``, ``"palette8"`` or ``"palette6"``: weights of 8 or 6 bits; None: as ``precision``.
         layout: ``"ane"`` for the Neural Engine, ``"gpu"`` for the GPU.
         name: Base name of the package where ``out`` is a folder; Xcode makes a Swift class of it. None: the model's.
@@ -86,8 +86,6 @@ def export_coreml(
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged or not exactly what the model needs.
         SaveError: If the package cannot be written.
-
-    Proved by ``tests/coreml/test_package.py``.
     """
     spec, read = _find(model)
     options = check_options(

@@ -26,8 +26,6 @@ def coremltools() -> Any:
         The module.
     Raises:
         OptionError: If it is missing, cannot be used here, or is of another major version than was tested.
-
-    Proved by ``tests/coreml/test_options.py``.
     """
     try:
         found = version("coremltools")

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_depth.tensor_files import write_safetensors
+from mlx_depth.weights.safetensors_io import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,6 @@ def stage(source: Source, path: Path) -> None:
     Args:
         source: What a reader returned.
         path: The file to write.
-
-    Proved by ``tests/convert/test_torch_pickle.py``.
     """
     write_safetensors(path, _Arrays(source.tensors), {})
 

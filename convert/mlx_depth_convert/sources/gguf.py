@@ -62,8 +62,6 @@ def read(path: Path) -> Source:
         fewer axes than its writer gave it.
     Raises:
         CheckpointError: If the file is damaged, holds another type, or is quantized and ``gguf`` is not installed.
-
-    Proved by ``tests/convert/test_gguf.py``.
     """
     try:
         size = path.stat().st_size

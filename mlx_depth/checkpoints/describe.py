@@ -1,0 +1,117 @@
+"""What is known of models, as plain dictionaries for tables and JSON."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from mlx_depth.checkpoints import hub
+from mlx_depth.checkpoints.checkpoint import read_checkpoint
+from mlx_depth.errors import ModelNotFoundError
+from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, find_published, list_models
+from mlx_depth.weights.rules import parameter_shapes
+from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
+
+
+def models_table() -> list[dict[str, Any]]:
+    """One row a model of the registry.
+
+    Returns:
+        ``name``, ``alias``, ``parameters``, ``kind``, ``unit``, ``licence``, ``hub`` (repository) and ``downloaded``.
+    """
+    return [
+        {
+            "name": spec.name,
+            "alias": ", ".join(spec.aliases),
+            "parameters": spec.parameters,
+            "kind": spec.depth_kind.value,
+            "unit": spec.depth_kind.unit or None,
+            "licence": spec.licence,
+            "hub": _where(spec),
+            "downloaded": is_here(spec),
+        }
+        for spec in list_models()
+    ]
+
+
+def _where(spec: ModelSpec) -> str:
+    if spec.folder is not None:
+        return "(bundled)" if spec.folder == DEMO_FOLDER else "(local)"
+    return spec.hub_id or "(unreleased)"
+
+
+def is_here(spec: ModelSpec) -> bool:
+    """Whether a model of the registry needs no download."""
+    return spec.folder is not None or (spec.hub_id is not None and hub.is_cached(spec.hub_id))
+
+
+def describe_model(source: str | Path) -> dict[str, Any]:
+    """What the registry and, where the weights are on this disk, the checkpoint say of a model.
+
+    Args:
+        source: As for ``load``; the Hub is not asked, and nothing is downloaded.
+    Returns:
+        Facts by name, ready for JSON. ``memory_bytes`` are those of the parameters once loaded: packed layers stay
+        packed on a GPU, where the rest is float16, and are expanded on a CPU. What only the checkpoint can tell is left
+        out for a model of the registry that is not on this disk.
+    Raises:
+        ModelNotFoundError: If there is no such model, or it is neither of the registry nor on this disk.
+        CheckpointError: If its files are damaged.
+    """
+    spec = _registered(source)
+    location = _find_here(source, spec)
+    if location is None and spec is not None:
+        return _spec_facts(spec)
+    if location is None:
+        raise ModelNotFoundError(
+            f"{source} is not on this disk, and info downloads nothing: run mlx-depth predict --model {source} first."
+        )
+    published = spec if location.repo is not None else None
+    checkpoint = read_checkpoint(location.path, published, name=location.repo)
+    weights = checkpoint.weights.values()
+    stored = sum(array.nbytes for array in weights)
+    facts = _spec_facts(checkpoint.spec)
+    if checkpoint.quantization is not None:
+        facts["memory_bytes"] = {"packed, on a GPU": stored, **facts["memory_bytes"]}
+    return {
+        **facts,
+        "dialect": checkpoint.dialect,
+        "revision": location.revision,
+        "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
+        "dtypes": sorted({dtype_name(array.dtype) for array in weights}),
+        "tensors": len(checkpoint.weights),
+        "disk_bytes": stored,
+    }
+
+
+def _registered(source: str | Path) -> ModelSpec | None:
+    """The registry's entry of a name, an alias or a Hub repository."""
+    if hub.is_name(source):
+        return find_model(str(source))
+    return find_published(str(source).partition("@")[0])
+
+
+def _find_here(source: str | Path, spec: ModelSpec | None) -> hub.Location | None:
+    if spec is None or not hub.is_name(source):
+        return hub.find_here(source)
+    if spec.folder is not None:
+        return hub.Location(spec.folder)
+    return None if spec.hub_id is None else hub.find_here(spec.hub_id)
+
+
+def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
+    network = FAMILIES[spec.family].build(spec.config)  # lazy arrays: shapes alone
+    values = sum(map(math.prod, parameter_shapes(network).values()))
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "kind": spec.depth_kind.description,
+        "max_depth": spec.config.max_depth,
+        "parameters": spec.parameters,
+        "licence": spec.licence,
+        "commercial_use": spec.commercial if spec.licence is not None else None,
+        "hub": _where(spec),
+        "memory_bytes": {name: values * dtype.size for name, dtype in DTYPES.items()},
+        "config": dataclasses.asdict(spec.config),
+        "processor": dataclasses.asdict(spec.processor),
+    }

@@ -1,0 +1,54 @@
+"""The command itself: its verbs, and what becomes of an error.
+
+Results go to stdout, diagnostics and progress to stderr. Exit codes: 0 done, 1 some images failed, 2 the command cannot
+be done as asked, 130 interrupted.
+"""
+
+import argparse
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_depth import __version__
+from mlx_depth.cli import convert, coreml, models, predict
+from mlx_depth.cli.terminal import say
+from mlx_depth.errors import MlxDepthError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not Unicode leave as they came
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            code = run(options)
+        sys.stdout.flush()  # here, where a reader that has gone is no traceback
+        return code
+    except MlxDepthError as error:
+        say(f"mlx-depth: error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("mlx-depth: interrupted" + ("; --resume goes on where it stopped" if "resume" in options else ""))
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone; so Python must not flush it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mlx-depth", description="Depth from photos, in MLX.")
+    parser.add_argument("--version", action="version", version=f"mlx-depth {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for group in (predict, models, convert, coreml):
+        group.add_verbs(verbs)
+    return parser
+
+
+def _print_warning(message: Warning | str, *_: Any) -> None:
+    say(f"mlx-depth: warning: {message}")

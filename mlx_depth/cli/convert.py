@@ -1,0 +1,184 @@
+"""The verbs convert, verify, inspect and bench of the command ``mlx-depth``: each is one API call.
+
+Exit codes: 0 done, 1 past the gate of a verification, 2 nothing could be done as asked.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlx_depth.cli.terminal import input_size, say
+from mlx_depth.io.save import atomic_write
+from mlx_depth.predictor import DEFAULT_MODEL
+from mlx_depth.weights.quantization import BITS, GROUP_SIZES
+from mlx_depth.weights.safetensors_io import DTYPES
+
+_SOURCE = "name, owner/name[@revision], folder, or .safetensors, .pth, .pt, .bin or .gguf file"
+
+
+def add_verbs(verbs: Any) -> None:
+    """Declare the verbs on what ``ArgumentParser.add_subparsers`` returned."""
+    _add_convert(verbs)
+    _add_verify(verbs)
+    _add_inspect(verbs)
+    _add_bench(verbs)
+
+
+def _add_convert(verbs: Any) -> None:
+    verb = verbs.add_parser("convert", help="turn any checkpoint into an MLX folder")
+    add = verb.add_argument
+    add("source", metavar="SOURCE", help=_SOURCE)
+    add("out", type=Path, metavar="OUT", help="folder to make")
+    add("--model", metavar="NAME", help="registry name, where the tensors do not tell it")
+    add("--dtype", choices=DTYPES, help="of the floating-point tensors (default: the source's; float16 if quantized)")
+    add("--quantize", type=int, choices=BITS, help="bits of the backbone's linear layers")
+    add("--group-size", type=int, choices=GROUP_SIZES, default=64, help="weights that share a scale (default: 64)")
+    add("--recipe", metavar="NAME", help="a mix of bits instead: mixed-4-8, mixed-4-6 or mixed-6-8")
+    add("--verify", action="store_true", help="compare the result with the source")
+    add("--push-to-hub", metavar="OWNER/NAME", help="upload the folder")
+    add("--json", action="store_true", help="one JSON object on stdout")
+    verb.set_defaults(run=_run_convert)
+
+
+def _run_convert(options: argparse.Namespace) -> int:
+    from mlx_depth_convert.convert import convert_and_report
+
+    done = convert_and_report(
+        options.source,
+        options.out,
+        model=options.model,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        group_size=options.group_size,
+        recipe=options.recipe,
+        verify=options.verify,
+        push_to_hub=options.push_to_hub,
+        progress=sys.stderr.isatty(),
+    )
+    spec, report = done.spec, done.report
+    say(f"{spec.name}: {spec.depth_kind.description}, licence {spec.licence or 'unknown'}")
+    if done.skipped:
+        names = ", ".join(done.skipped[:4]) + (" …" if len(done.skipped) > 4 else "")
+        say(f"{len(done.skipped)} layers are not quantized, as {options.group_size} does not divide them: {names}")
+    if report is not None:
+        say(report.as_text())
+    if done.url is not None:
+        say(f"uploaded to {done.url}")
+    facts = {
+        "path": str(done.path),
+        "model": spec.name,
+        "licence": spec.licence,
+        "skipped": done.skipped,
+        "url": done.url,
+    }
+    print(json.dumps({**facts, "verification": report and report.as_json()}) if options.json else done.path)
+    return 0 if report is None or report.passed else 1
+
+
+def _add_verify(verbs: Any) -> None:
+    verb = verbs.add_parser("verify", help="compare a model with its source or with transformers, stage by stage")
+    add = verb.add_argument
+    add("model", metavar="MODEL", help=_SOURCE)
+    add("--against", metavar="SOURCE|transformers", help="the reference (default: the source that MODEL records)")
+    add("--image", nargs="+", default=[], metavar="PATH", help="photos to compare on (default: a generated picture)")
+    _add_input_size(verb)
+    add("--json", type=Path, metavar="R.json", help="also write the report as JSON")
+    add("--markdown", type=Path, metavar="R.md", help="also write the report as Markdown")
+    verb.set_defaults(run=_run_verify)
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    from mlx_depth_convert.verify import verify
+
+    report = verify(
+        options.model,
+        against=options.against,
+        images=options.image,
+        input_size=options.input_size,
+        progress=sys.stderr.isatty(),
+    )
+    print(report.as_text())
+    _write(options.json, json.dumps(report.as_json(), indent=2) + "\n")
+    _write(options.markdown, report.as_markdown())
+    return 0 if report.passed else 1
+
+
+def _add_inspect(verbs: Any) -> None:
+    verb = verbs.add_parser("inspect", help="show every layer of a forward pass")
+    add = verb.add_argument
+    add("model", metavar="MODEL", help=_SOURCE)
+    add("--image", metavar="PATH", help="photo to run on (default: a generated picture)")
+    _add_input_size(verb)
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="CSV instead of aligned text")
+    form.add_argument("--json", action="store_true", help="one JSON object instead of aligned text")
+    add("--plot", type=Path, metavar="P.png", help="also draw the depth: histogram, middle row and column, surface")
+    verb.set_defaults(run=_run_inspect)
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    from mlx_depth_convert.inspect_model import inspect_model, plot_depth
+
+    found = inspect_model(
+        options.model, image=options.image, input_size=options.input_size, progress=sys.stderr.isatty()
+    )
+    if options.plot is not None:
+        say(f"wrote {plot_depth(found.depth, options.plot)}")
+    if options.json:
+        print(json.dumps(found.as_json()))
+    else:
+        print(found.as_csv() if options.csv else found.as_text(), end="" if options.csv else "\n")
+    return 0
+
+
+def _add_bench(verbs: Any) -> None:
+    verb = verbs.add_parser("bench", help="measure load time, latency, memory and size")
+    add = verb.add_argument
+    add("models", nargs="*", default=[DEFAULT_MODEL], metavar="MODEL", help=f"{_SOURCE} (default: {DEFAULT_MODEL})")
+    add(
+        "--input-size", nargs="+", type=input_size, default=[518], metavar="N|HxW", help="network pixels (default: 518)"
+    )
+    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images at once (default: 1)")
+    add("--dtype", nargs="+", choices=DTYPES, default=[None], help="default: float16 on a GPU, float32 on a CPU")
+    add("--quantize", nargs="+", type=int, choices=BITS, default=[None], help="bits of the linear layers")
+    add("--compare", choices=["torch"], help="run transformers, too, in turn with ours")
+    add("--runs", type=int, default=10, metavar="N", help="timed runs (default: 10)")
+    add("--json", action="store_true", help="one JSON object instead of a Markdown table")
+    add("--plot", type=Path, metavar="P.png", help="also draw the medians")
+    verb.set_defaults(run=_run_bench)
+
+
+def _run_bench(options: argparse.Namespace) -> int:
+    from mlx_depth_convert.bench import bench, plot_benchmark
+
+    found = bench(
+        options.models,
+        input_sizes=options.input_size,
+        batches=options.batch,
+        dtypes=options.dtype,
+        quantize=options.quantize,
+        compare=options.compare,
+        runs=options.runs,
+        progress=sys.stderr.isatty(),
+    )
+    print(json.dumps(found.as_json()) if options.json else found.as_markdown())
+    if options.plot is not None:
+        say(f"wrote {plot_benchmark(found, options.plot)}")
+    return 0
+
+
+def _add_input_size(verb: Any) -> None:
+    verb.add_argument(
+        "--input-size", type=input_size, metavar="N|HxW", help="short side of the network image, or its exact size"
+    )
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is not None:
+        atomic_write(path, lambda stream: _encode(stream, text), overwrite=True)
+
+
+def _encode(stream: Any, text: str) -> None:
+    stream.write(text.encode())

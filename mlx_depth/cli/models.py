@@ -1,0 +1,32 @@
+"""The verbs models and info."""
+
+import argparse
+import json
+from typing import Any
+
+from mlx_depth.checkpoints.describe import describe_model, models_table
+from mlx_depth.cli.terminal import aligned, lines
+
+
+def add_verbs(verbs: Any) -> None:
+    """Declare the verbs on what ``ArgumentParser.add_subparsers`` returned."""
+    models = verbs.add_parser("models", help="list all models, their licence and whether they are downloaded")
+    models.add_argument("--json", action="store_true", help="one JSON array instead of a table")
+    models.set_defaults(run=_run_models)
+
+    info = verbs.add_parser("info", help="show what is known of a model")
+    info.add_argument("model", help="name, alias, folder, .safetensors file, or a downloaded owner/name")
+    info.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    info.set_defaults(run=_run_info)
+
+
+def _run_models(options: argparse.Namespace) -> int:
+    table = models_table()
+    print(json.dumps(table, indent=2) if options.json else aligned(table))
+    return 0
+
+
+def _run_info(options: argparse.Namespace) -> int:
+    facts = describe_model(options.model)
+    print(json.dumps(facts, indent=2) if options.json else "\n".join(lines(facts)))
+    return 0

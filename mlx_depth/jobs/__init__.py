@@ -1,0 +1,1 @@
+"""Many predictions: folders of photos, several processes."""

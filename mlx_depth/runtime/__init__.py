@@ -1,0 +1,1 @@
+"""Running a network: compiled, in bounded memory, on all cores."""

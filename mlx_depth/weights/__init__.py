@@ -1,0 +1,1 @@
+"""Names, layouts and containers of weights; nothing here knows a model."""

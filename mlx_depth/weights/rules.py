@@ -1,0 +1,192 @@
+"""The vocabulary of the weight maps: how a source checkpoint's tensor names become ours.
+
+A table is a list of rules. Patterns are dotted names in which ``{name}`` stands for exactly one segment. A table is
+total: each source tensor meets exactly one rule, each destination is made exactly once, else one error lists both.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_depth.errors import CheckpointError
+
+LISTED = 8  # names shown in an error before "and N more"
+
+
+@dataclass(frozen=True)
+class Rename:
+    """One source tensor becomes one destination parameter."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One source tensor, cut into equal parts along its first axis, becomes several parameters."""
+
+    source: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A source tensor that the network does not use, with the reason."""
+
+    source: str
+    reason: str
+
+
+Rule = Rename | Split | Drop
+
+
+def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...]:
+    """Put ``source`` before every source pattern and ``target`` before every target."""
+
+    def move(rule: Rule) -> Rule:
+        if isinstance(rule, Drop):
+            return Drop(source + rule.source, rule.reason)
+        if isinstance(rule, Split):
+            return Split(source + rule.source, tuple(target + name for name in rule.targets))
+        return Rename(source + rule.source, target + rule.target)
+
+    return tuple(move(rule) for rule in rules)
+
+
+def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Rename, split and drop source tensors by a table.
+
+    Args:
+        rules: The table; the order does not matter.
+        tensors: Source name to array, in the source's own layout.
+    Returns:
+        Destination name to array, still in the source's layout.
+    Raises:
+        CheckpointError: If a tensor meets no rule, or cannot be split evenly.
+        ValueError: If the table itself is at fault: two rules for one tensor, or one destination produced twice.
+    """
+    compiled = [(_compile(rule.source), rule) for rule in rules]
+    produced: dict[str, mx.array] = {}
+    unknown: list[str] = []
+    for name, tensor in tensors.items():
+        hits = [(match, rule) for pattern, rule in compiled if (match := pattern.fullmatch(name))]
+        if len(hits) > 1:
+            raise ValueError(f"two rules take {name!r}: {[rule.source for _, rule in hits]}")
+        if not hits:
+            unknown.append(name)
+            continue
+        match, rule = hits[0]
+        for target, part in _produce(rule, match.groupdict(), name, tensor):
+            if target in produced:
+                raise ValueError(f"{target!r} is produced twice, the second time by {name!r}")
+            produced[target] = part
+    if unknown:
+        raise CheckpointError(
+            f"the checkpoint holds tensors that this model does not know: {listed(unknown)}. "
+            "Check that it is this model's, or download it again."
+        )
+    return produced
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    return re.compile("".join(f"(?P<{p}>[^.]+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) -> Iterator[tuple[str, mx.array]]:
+    if isinstance(rule, Rename):
+        yield rule.target.format(**fields), tensor
+    elif isinstance(rule, Split):
+        count = len(rule.targets)
+        if tensor.ndim == 0 or tensor.shape[0] % count:
+            raise CheckpointError(
+                f"{name}: shape {tensor.shape} cannot be cut into {count} equal parts. Download the checkpoint again."
+            )
+        parts = mx.split(tensor, count)
+        yield from ((target.format(**fields), part) for target, part in zip(rule.targets, parts, strict=True))
+
+
+def with_front_axes(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Give back the axes of length 1 in front that ggml drops when it rewrites a file.
+
+    Args:
+        network: The destination; its parameters tell how many axes there are.
+        weights: Destination name to array.
+    Returns:
+        The same names, each array with as many axes as its parameter.
+    """
+    ranks = {name: len(shape) for name, shape in parameter_shapes(network).items()}
+    return {
+        name: array.reshape(*(1,) * (ranks[name] - array.ndim), *array.shape) if name in ranks else array
+        for name, array in weights.items()
+    }
+
+
+def to_mlx_layout(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Bring weights from PyTorch's axis order to MLX's, by the type of the module that owns each.
+
+    Args:
+        network: The destination; only its module types are read.
+        weights: Destination name to array in PyTorch's layout.
+    Returns:
+        The same names: ``Conv2d`` weights (O, I, h, w) → (O, h, w, I), ``ConvTranspose2d`` (I, O, h, w) → (O, h, w, I).
+    """
+    axes = {f"{path}.weight": order for path, module in network.named_modules() if (order := _axes(module))}
+    return {
+        name: array.transpose(axes[name]) if name in axes and array.ndim == 4 else array
+        for name, array in weights.items()
+    }
+
+
+def to_torch_layout(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The way back of ``to_mlx_layout``."""
+    axes = {f"{path}.weight": order for path, module in network.named_modules() if (order := _axes(module))}
+    return {
+        name: array.transpose([axes[name].index(axis) for axis in range(4)]) if name in axes else array
+        for name, array in weights.items()
+    }
+
+
+def _axes(module: nn.Module) -> tuple[int, ...] | None:
+    if isinstance(module, nn.Conv2d):
+        return (0, 2, 3, 1)
+    if isinstance(module, nn.ConvTranspose2d):
+        return (1, 2, 3, 0)
+    return None
+
+
+def check_complete(network: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Raise one ``CheckpointError`` with every missing, unexpected and misshapen tensor, or return."""
+    wanted = parameter_shapes(network)
+    missing = [name for name in wanted if name not in weights]
+    unexpected = [name for name in weights if name not in wanted]
+    misshapen = [
+        f"{name} is {weights[name].shape}, not {shape}"
+        for name, shape in wanted.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    faults = {"missing": missing, "not expected": unexpected, "wrong shape": misshapen}
+    if any(faults.values()):
+        text = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
+        raise CheckpointError(
+            f"the checkpoint does not fit the model ({text}). "
+            "Check that its config.json belongs to these weights, or download it again."
+        )
+
+
+def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every parameter; nothing is evaluated."""
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(network.parameters()))
+    return {name: array.shape for name, array in parameters}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Name the first few and count the rest, for an error message."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

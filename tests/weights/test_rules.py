@@ -1,0 +1,135 @@
+"""The weight tables: total, exact, and right at full size for every published variant."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+import reference
+from mlx.utils import tree_flatten
+
+from mlx_depth.errors import CheckpointError
+from mlx_depth.models.depth_anything.family import FAMILY
+from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
+from mlx_depth.registry import MODELS
+from mlx_depth.weights.rules import Drop, Rename, Split, apply, check_complete, listed, prefixed, to_mlx_layout
+
+DIALECTS = {
+    "transformers-new-names": ("transformers", lambda state: state),
+    "transformers-hub-names": ("transformers", reference.hub_names),
+    "original": ("original", reference.authors_names),
+}
+ZERO = mx.zeros((1,))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
+def test_every_tensor_of_upstream_has_its_place_at_full_size(size, dialect):
+    """Lazy arrays: the 1.3 B parameters of giant cost nothing."""
+    table, rename = DIALECTS[dialect]
+    state = rename(reference.meta_model(size).state_dict())
+    network = DepthAnything(depth_anything_config(size))
+    tensors = reference.tensors(state)
+    weights = to_mlx_layout(network, apply(FAMILY.weights[table], tensors))
+    check_complete(network, weights)
+    assert FAMILY.signatures[table] in tensors
+    assert not any(other in tensors for key, other in FAMILY.signatures.items() if key != table)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
+def test_parameter_counts_of_upstream_are_the_registrys(size):
+    total = sum(parameter.numel() for parameter in reference.meta_model(size).parameters())
+    specs = [spec for spec in MODELS.values() if spec.name.endswith(f"-{size}")]
+    assert specs
+    assert {spec.parameters for spec in specs} == {total}
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_the_dropped_tensors_are_all_that_our_network_lacks(size):
+    upstream = sum(parameter.numel() for parameter in reference.meta_model(size).parameters())
+    config = depth_anything_config(size)
+    ours = sum(array.size for _, array in tree_flatten(DepthAnything(config).parameters()))
+    features = config.head.features
+    unused_unit = 2 * (features * features * 9 + features)
+    assert upstream - ours == config.backbone.embed_dim + unused_unit
+
+
+def test_values_land_where_they_belong():
+    tensors = {"a.0.w": mx.array([1.0]), "a.1.w": mx.array([2.0]), "qkv": mx.arange(6), "mask": ZERO}
+    rules = (Rename("a.{i}.w", "b.{i}.v"), Split("qkv", ("q", "k", "v")), Drop("mask", "unused"))
+    found = apply(rules, tensors)
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "b.0.v": [1.0],
+        "b.1.v": [2.0],
+        "q": [0, 1],
+        "k": [2, 3],
+        "v": [4, 5],
+    }
+
+
+def test_a_placeholder_is_one_segment():
+    with pytest.raises(CheckpointError, match=r"does not know: a\.0\.x\.w"):
+        apply((Rename("a.{i}.w", "b.{i}.w"),), {"a.0.x.w": ZERO})
+
+
+def test_prefixed_moves_both_sides():
+    rules = prefixed((Rename("a", "b"), Split("c", ("d", "e")), Drop("f", "why")), "x.", "y.")
+    assert rules == (Rename("x.a", "y.b"), Split("x.c", ("y.d", "y.e")), Drop("x.f", "why"))
+
+
+def test_unknown_tensors_are_named_and_counted():
+    names = {f"t{i:02}": ZERO for i in range(11)}
+    with pytest.raises(CheckpointError, match=r"does not know: t00, .*t07 and 3 more"):
+        apply((), names)
+    assert listed(["a", "b"]) == "a, b"
+
+
+def test_faulty_tables_are_found():
+    with pytest.raises(ValueError, match=r"two rules take 'a\.b'"):
+        apply((Rename("a.{x}", "c.{x}"), Rename("{y}.b", "d.{y}")), {"a.b": ZERO})
+    with pytest.raises(ValueError, match="'c' is produced twice"):
+        apply((Rename("a", "c"), Rename("b", "c")), {"a": ZERO, "b": ZERO})
+
+
+def test_an_uneven_split_is_refused():
+    with pytest.raises(CheckpointError, match=r"qkv: shape \(4,\) cannot be cut into 3 equal parts"):
+        apply((Split("qkv", ("q", "k", "v")),), {"qkv": mx.zeros((4,))})
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(2, 3, kernel_size=(4, 5))
+        self.transposed = nn.ConvTranspose2d(2, 3, kernel_size=(4, 5))
+        self.linear = nn.Linear(2, 3)
+
+
+def test_axes_follow_the_module_not_the_shape():
+    network = Convolutions()
+    weights = {
+        "plain.weight": mx.zeros((3, 2, 4, 5)),
+        "plain.bias": mx.zeros((3,)),
+        "transposed.weight": mx.zeros((2, 3, 4, 5)),
+        "transposed.bias": mx.zeros((3,)),
+        "linear.weight": mx.zeros((3, 2)),
+        "linear.bias": mx.zeros((3,)),
+    }
+    moved = to_mlx_layout(network, weights)
+    assert moved["plain.weight"].shape == moved["transposed.weight"].shape == (3, 4, 5, 2)
+    check_complete(network, moved)
+
+
+def test_all_faults_are_in_one_error():
+    network = Convolutions()
+    weights = {
+        "plain.weight": mx.zeros((3, 4, 5, 2)),
+        "plain.bias": mx.zeros((9,)),
+        "linear.weight": mx.zeros((3, 2)),
+        "linear.bias": mx.zeros((3,)),
+        "surplus": ZERO,
+    }
+    with pytest.raises(CheckpointError) as caught:
+        check_complete(network, weights)
+    text = str(caught.value)
+    assert "missing: transposed.weight, transposed.bias" in text
+    assert "not expected: surplus" in text
+    assert "wrong shape: plain.bias is (9,), not (3,)" in text
+    assert "download it again" in text
