@@ -24,9 +24,8 @@ from mlx_depth.predictor import DepthModel, load, predict
 from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
+from mlx_depth.version import __version__
 from mlx_depth.weights.quantization import Quantization
-
-__version__ = "0.1.0"
 
 __all__ = [
     "COLORMAPS",
@@ -45,6 +44,7 @@ __all__ = [
     "Processor",
     "Quantization",
     "SaveError",
+    "__version__",
     "find_model",
     "list_models",
     "load",

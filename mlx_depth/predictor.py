@@ -1,37 +1,39 @@
-"""From images to results: the one place that walks the whole line, once, from the path to the ``DepthResult``."""
+"""The front door: from an image to a ``DepthResult``, walking the whole line once."""
 
-import dataclasses
 import functools
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map
 
-from mlx_depth.checkpoints import hub
-from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network, read_checkpoint
-from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
+from mlx_depth.checkpoints.checkpoint import build_network, fetch_checkpoint, following
+from mlx_depth.checkpoints.resolve import canonical_name
+from mlx_depth.errors import ImageError, OptionError
+from mlx_depth.io.find import are_many, find_photos
 from mlx_depth.io.image import ImageSource, LoadedImage, load_image
-from mlx_depth.linux_cpu import openblas
-from mlx_depth.processor import InputSize, Processor, Reference, resize_depth
-from mlx_depth.registry import ModelSpec, find_model, find_published
-from mlx_depth.result import DepthResult
-from mlx_depth.runtime.forward import Forward, cores_for, depth_of, evaluate, working_bytes
-from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
+from mlx_depth.models.base import DepthNetwork, DepthOutputs, Photo, PhotoOutputs
+from mlx_depth.models.families import FAMILIES
+from mlx_depth.processor import InputSize, Processor, Reference
+from mlx_depth.registry import ModelSpec
+from mlx_depth.result import Camera, DepthResult
+from mlx_depth.runtime.forward import (
+    Forward,
+    cores_for,
+    evaluate,
+    forward_of,
+    resolve_dtype,
+    warn_slow,
+    working_bytes,
+)
+from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, Size, stream
+from mlx_depth.weights.safetensors_io import dtype_name
 
 DEFAULT_MODEL = "depth-anything-v2-small"
-DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
 PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
-WINDOW = 4  # batches' worth of images that may wait for others of their size
-
-OnError = Callable[[ImageSource, ImageError], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,16 +41,16 @@ class DepthModel:
     """A model in memory, ready to predict.
 
     Attributes:
-        spec: Name, sizes, licence and kind of depth.
-        network: The ``nn.Module``: normalised ``pixel_values`` (B, H, W, 3) → named outputs with ``depth`` (B, H, W).
-            Change its parameters before the first prediction: a GPU runs a compiled graph that keeps them.
+        spec: Name, sizes, license and kind of depth.
+        network: Normalized ``pixel_values`` (B, H, W, 3) → ``DepthOutputs`` with ``depth`` (B, H, W). Change its
+            parameters before the first prediction: a GPU runs a compiled graph that keeps them.
         processor: How photos become ``pixel_values``, and depth maps photo-sized again.
         dtype: Number format that the network computes in.
         revision: Commit of the Hub repository; None for local weights.
     """
 
     spec: ModelSpec
-    network: nn.Module
+    network: DepthNetwork
     processor: Processor
     dtype: mx.Dtype
     revision: str | None = None
@@ -69,11 +71,14 @@ class DepthModel:
             ImageError: If the image cannot be read.
             OptionError: If the input size cannot work.
         """
-        return self._predict_group([load_image(image)], input_size)[0]
+        outcome = self._predict_group([load_image(image)], input_size)[0]
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome
 
     def predict_batch(
         self,
-        images: Iterable[ImageSource],
+        images: str | Path | Iterable[ImageSource],
         *,
         batch_size: int = 4,
         input_size: InputSize | None = None,
@@ -82,10 +87,11 @@ class DepthModel:
         """Predict many images of any mix of sizes; decoding runs ahead of the network.
 
         Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait,
-        and while it predicts MLX holds little beyond what the network needs at once: see ``inference.evaluate``.
+        and while it predicts MLX holds little beyond what the network needs at once: see ``runtime.forward.evaluate``.
 
         Args:
-            images: A list or any iterator of what ``predict`` takes.
+            images: A list or any iterator of what ``predict`` takes; or a folder or a pattern such as
+                ``"photos/*.jpg"``, whose images come by name.
             batch_size: Images that the network sees at once.
             input_size: As for ``predict``.
             on_error: Called with each unreadable image and its error, which is then left out; None: raise the error
@@ -96,71 +102,90 @@ class DepthModel:
             ImageError: If an image cannot be read and there is no ``on_error``.
             OptionError: If the batch size or the input size cannot work.
         """
+        if isinstance(images, (str, Path)) and are_many(images):
+            images = find_photos(images)
         if isinstance(images, (str, bytes, bytearray, memoryview, Path, LoadedImage)):
             raise OptionError("predict_batch takes a list or iterator of images, and this is one: use predict.")
         self.check_input_size(input_size)
         return predict_stream(lambda: self, images, batch_size=batch_size, input_size=input_size, on_error=on_error)
 
-    def infer(self, pixel_values: mx.array) -> mx.array:
+    def infer(self, pixel_values: mx.array) -> DepthOutputs:
         """Run the network alone, as fast as ``predict`` does.
 
         Args:
-            pixel_values: Normalised RGB, ``(B, H, W, 3)``, any float type; H and W are multiples of the patch size.
+            pixel_values: Normalized RGB, ``(B, H, W, 3)``, any float type; H and W are multiples of the patch size.
         Returns:
-            Depth ``(B, H, W)``, float32, evaluated, in the kind and unit of the model.
+            What the network computes, evaluated: ``depth`` ``(B, H, W)``, float32, in the kind and unit of the model,
+            and what else it has.
         Raises:
             OptionError: If the shape does not fit.
         """
-        with cores_for(pixel_values.shape[1:3]):
-            depth = self._forward(pixel_values)
-            evaluate(depth, working_bytes(self.network, pixel_values.shape, self.dtype))
-        return depth
+        with cores_for(pixel_values.shape[-3:-1]):
+            outputs = self._forward(pixel_values)
+            evaluate(outputs.present(), working_bytes(self.network, pixel_values.shape, self.dtype))
+        return outputs
 
     @functools.cached_property
     def _forward(self) -> Forward:
-        return depth_of(self.network, self.dtype)
+        return forward_of(self.network, self.dtype)
 
     def check_input_size(self, input_size: InputSize | None) -> None:
         """Raise OptionError if an input size cannot work, so that no image is blamed for it."""
         side = self.processor.input_size if input_size is None else input_size
         self.processor.network_size(side if isinstance(side, tuple) else (side, side), input_size)
 
-    def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> tuple[int, int] | ImageError:
+    def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> Size | ImageError:
         try:
             return self.processor.network_size(image.info.size, input_size)
         except OptionError as error:
             return ImageError(f"{image.info.source}: {error}")
 
-    def _predict_group(self, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
+    def _predict_group(
+        self, images: Sequence[LoadedImage], input_size: InputSize | None
+    ) -> list[DepthResult | ImageError]:
         """Images of one network size, one batch."""
-        _warn_slow()
+        warn_slow()
+        size = self.processor.network_size(images[0].info.size, input_size)
         photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
-        with cores_for(self.processor.network_size(images[0].info.size, input_size)):
+        with cores_for(size):
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
-            depth = self._forward(pixel_values)
-            full = [
-                resize_depth(depth[i : i + 1], image.info.size, method=self.processor.restore)[0]
-                for i, image in enumerate(images)
-            ]
-            evaluate(full, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
+            outputs = self._forward(pixel_values)
+            grown = [self._grown(outputs, index, image, size) for index, image in enumerate(images)]
+            arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
+            evaluate(arrays, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
         return [
-            self._result(image, np.array(array), (depth.shape[1], depth.shape[2]))
-            for image, array in zip(images, full, strict=True)
+            each if isinstance(each, ImageError) else self._result(image, each, size)
+            for image, each in zip(images, grown, strict=True)
         ]
 
-    def _result(self, image: LoadedImage, depth: "np.ndarray", input_size: tuple[int, int]) -> DepthResult:
+    def _grown(self, outputs: DepthOutputs, index: int, image: LoadedImage, size: Size) -> PhotoOutputs | ImageError:
+        """One image's outputs at the photo's size, as its family has it."""
+        info = image.info
+        one = DepthOutputs(**tree_map(lambda array: array[index : index + 1], outputs.present()))
+        try:
+            return FAMILIES[self.spec.family].postprocess(
+                one, self.processor, Photo(info.size, size, info.focal_length_px)
+            )
+        except ImageError as error:
+            return error
+
+    def _result(self, image: LoadedImage, outputs: PhotoOutputs, size: Size) -> DepthResult:
+        arrays = {name: np.array(array) for name, array in outputs.present().items()}
+        extrinsics = arrays.pop("extrinsics", None)
+        intrinsics = arrays.pop("intrinsics", None)
         return DepthResult(
-            depth,
-            self.spec.depth_kind,
+            **arrays,
+            kind=self.spec.depth_kind,
+            camera=None if intrinsics is None else Camera(intrinsics, extrinsics),
             model=self.spec.name,
             image_size=image.info.size,
-            input_size=input_size,
+            input_size=size,
             image=image.pixels,
             focal_length_px=image.info.focal_length_px,
             max_depth=self.spec.config.max_depth,
             revision=self.revision,
             dtype=dtype_name(self.dtype),
-            licence=self.spec.licence,
+            license=self.spec.license,
             source=image.info.source,
         )
 
@@ -185,50 +210,13 @@ def predict_stream(
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: give 1 or more.")
-    return _stream(functools.cache(open_model), images, batch_size, input_size, on_error)
-
-
-def _stream(
-    model: Callable[[], DepthModel],
-    images: Iterable[ImageSource],
-    batch_size: int,
-    input_size: InputSize | None,
-    on_error: OnError | None,
-) -> Iterator[DepthResult]:
-    groups: dict[tuple[int, int], dict[int, LoadedImage]] = {}  # network size → waiting images by number
-    done: dict[int, DepthResult | tuple[ImageSource, ImageError]] = {}
-    due = 0  # number of the next image to hand out
-
-    def run(group: dict[int, LoadedImage]) -> None:
-        done.update(zip(group, model()._predict_group(list(group.values()), input_size), strict=True))
-
-    def hand_out() -> Iterator[DepthResult]:
-        nonlocal due
-        while due in done:
-            outcome = done.pop(due)
-            due += 1
-            if isinstance(outcome, DepthResult):
-                yield outcome
-            elif on_error is None:
-                raise outcome[1]
-            else:
-                on_error(*outcome)
-
-    with _decoding(images, max(batch_size, DECODING_THREADS)) as decoded:
-        for number, (source, loaded) in enumerate(decoded):
-            size = loaded if isinstance(loaded, ImageError) else model()._size_or_error(loaded, input_size)
-            if isinstance(size, ImageError):
-                done[number] = (source, size)
-            else:
-                groups.setdefault(size, {})[number] = cast(LoadedImage, loaded)
-                if len(groups[size]) == batch_size:
-                    run(groups.pop(size))
-            if number - due >= WINDOW * batch_size and due not in done:
-                run(groups.pop(next(size for size, group in groups.items() if due in group)))
-            yield from hand_out()
-    for group in groups.values():
-        run(group)
-        yield from hand_out()
+    model = functools.cache(open_model)
+    batches: Batches[DepthResult] = Batches(
+        lambda image: model()._size_or_error(image, input_size),
+        lambda group: model()._predict_group(group, input_size),
+        batch_size,
+    )
+    return stream(batches, images, ahead=max(batch_size, DECODING_THREADS), on_error=on_error)
 
 
 def load(
@@ -257,61 +245,12 @@ def load(
         OptionError: If an argument cannot work.
     """
     chosen = resolve_dtype(dtype)
-    checkpoint, commit = fetch(source, revision=revision, progress=progress)
+    checkpoint, found = fetch_checkpoint(source, revision=revision, progress=progress)
     if reference is not None:
-        checkpoint = _follow(checkpoint, reference)
+        checkpoint = following(checkpoint, reference)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     network = build_network(checkpoint, dtype=chosen, expand=on_cpu, hand_over=True)
-    return DepthModel(checkpoint.spec, network, checkpoint.spec.processor, chosen, commit)
-
-
-def fetch(source: str | Path, *, revision: str | None = None, progress: bool = True) -> tuple[Checkpoint, str | None]:
-    """Find a model, download it where that is needed, and read its checkpoint.
-
-    Args:
-        source: As for ``load``.
-        revision: As for ``load``.
-        progress: As for ``load``.
-    Returns:
-        The checkpoint, its tensors still on disk, and the Hub's commit.
-    Raises:
-        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
-        CheckpointError: If its files are damaged or not exactly what the model needs.
-    """
-    location, spec = locate_model(source, revision=revision, progress=progress)
-    return read_checkpoint(location.path, spec, name=location.repo), location.revision
-
-
-def locate_model(
-    source: str | Path, *, revision: str | None = None, progress: bool = True, convertible: bool = False
-) -> tuple[hub.Location, ModelSpec | None]:
-    """Find a model's files, download them where that is needed.
-
-    Args:
-        source: As for ``load``.
-        revision: As for ``load``.
-        progress: As for ``load``.
-        convertible: As for ``hub.locate``.
-    Returns:
-        Where the files are, and the registry's entry if they are those of a published model.
-    Raises:
-        ModelNotFoundError: If there is no such model, or it cannot be downloaded.
-    """
-    spec = find_model(str(source)) if hub.is_name(source) else None
-    if spec is not None and spec.folder is not None:
-        if revision is not None:
-            raise OptionError(f"{spec.name} is on this disk in one version: leave revision {revision!r} out.")
-        return hub.Location(spec.folder), spec
-    if spec is not None and spec.hub_id is None:
-        raise ModelNotFoundError(f"the weights of {spec.name} are not released: choose another of `mlx-depth models`.")
-    if spec is not None and spec.hub_id is not None:
-        source, revision = spec.hub_id, revision or "main"  # a given revision always means the Hub
-    repo = str(source).partition("@")[0]
-    published = find_published(repo)
-    if published is not None and not hub.is_path(source):
-        _warn_licence(published, repo)
-    location = hub.locate(source, revision=revision, progress=progress, convertible=convertible)
-    return location, find_published(location.repo) if location.repo is not None else None
+    return DepthModel(checkpoint.spec, network, checkpoint.spec.processor, chosen, found.revision)
 
 
 @overload
@@ -321,6 +260,7 @@ def predict(  # type: ignore[overload-overlap]  # a str is a sequence and an ope
     model: str | Path = ...,
     dtype: str | mx.Dtype | None = ...,
     revision: str | None = ...,
+    reference: Reference | None = ...,
     input_size: InputSize | None = ...,
 ) -> DepthResult: ...
 @overload
@@ -330,6 +270,7 @@ def predict(
     model: str | Path = ...,
     dtype: str | mx.Dtype | None = ...,
     revision: str | None = ...,
+    reference: Reference | None = ...,
     input_size: InputSize | None = ...,
 ) -> Iterator[DepthResult]: ...
 def predict(
@@ -338,118 +279,37 @@ def predict(
     model: str | Path = DEFAULT_MODEL,
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
+    reference: Reference | None = None,
     input_size: InputSize | None = None,
 ) -> DepthResult | Iterator[DepthResult]:
-    """Predict depth; the loaded model is kept for the next call.
+    """Predict the depth of one image, or of many. The model of the last call stays in memory.
 
     Args:
-        image: One image (path, URL, bytes, binary file, PIL image, array), or a list or iterator of images.
+        image: One image (path, URL, bytes, binary file, PIL image, array); or many: a list or iterator of images, a
+            folder, or a pattern such as ``"photos/*.jpg"``.
         model: As ``source`` of ``load``.
         dtype: As for ``load``.
         revision: As for ``load``.
+        reference: As for ``load``.
         input_size: As for ``DepthModel.predict``.
     Returns:
-        One result; for a list or iterator an iterator of results in the same order.
+        One result; for many images an iterator of results in the same order.
     Raises:
         MlxDepthError: As ``load`` and ``DepthModel.predict``.
+
+    Example:
+        >>> import mlx_depth
+        >>> result = mlx_depth.predict("photo.jpg")
+        >>> result.depth.shape, result.kind
+        ((1080, 1920), <DepthKind.RELATIVE_INVERSE: 'relative_inverse'>)
+        >>> result.save("depth.png")
     """
-    name = find_model(model).name if isinstance(model, str) and hub.is_name(model) else model
-    loaded = _keep(name, resolve_dtype(dtype), revision)
-    if _are_many(image):
+    loaded = _keep(canonical_name(model), resolve_dtype(dtype), revision, reference)
+    if are_many(image):
         return loaded.predict_batch(image, input_size=input_size)
     return loaded.predict(image, input_size=input_size)
 
 
-def _are_many(image: Any) -> bool:
-    if isinstance(image, (str, bytes, bytearray, memoryview, LoadedImage)) or hasattr(image, "read"):
-        return False
-    return isinstance(image, (Sequence, Iterator))
-
-
 @functools.lru_cache(maxsize=1)
-def _keep(model: str | Path, dtype: mx.Dtype, revision: str | None) -> DepthModel:
-    return load(model, dtype=dtype, revision=revision)
-
-
-def _warn_licence(spec: ModelSpec, repo: str) -> None:
-    """Before a first download: its licence, where that forbids commercial use."""
-    if spec.commercial or hub.is_cached(repo):
-        return
-    warnings.warn(
-        f"{spec.name} is licensed {spec.licence}: not for commercial use; `mlx-depth models` lists all licences.",
-        stacklevel=5,
-    )
-
-
-def resolve_dtype(name: str | mx.Dtype | None) -> mx.Dtype:
-    """The number format that ``load`` takes for ``dtype``; None: float16 on a GPU, float32 on a CPU.
-
-    Raises:
-        OptionError: If there is no such one, or it is not for networks.
-    """
-    if name is None:
-        return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
-    if isinstance(name, mx.Dtype) and name in DTYPES.values():
-        return name
-    if isinstance(name, str) and name in DTYPES:
-        return DTYPES[name]
-    raise OptionError(f"no dtype {str(name)!r}: choose one of {', '.join(DTYPES)}")
-
-
-def _follow(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:
-    spec = checkpoint.spec
-    config = checkpoint.family.follow(spec.config, reference)
-    return dataclasses.replace(
-        checkpoint,
-        spec=dataclasses.replace(spec, config=config, processor=spec.processor.follow(reference)),
-    )
-
-
-@contextmanager
-def _decoding(
-    images: Iterable[ImageSource], ahead: int
-) -> Iterator[Iterator[tuple[ImageSource, LoadedImage | ImageError]]]:
-    """Threads that load images in order, at most ``ahead`` of them before they are asked for."""
-    pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="mlx-depth-decode")
-    try:
-        yield _decode_ahead(pool, images, ahead)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode_ahead(
-    pool: ThreadPoolExecutor, images: Iterable[ImageSource], ahead: int
-) -> Iterator[tuple[ImageSource, LoadedImage | ImageError]]:
-    queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
-    for source in images:
-        queue.append((source, _start_loading(pool, source)))
-        if len(queue) > ahead:
-            source, future = queue.popleft()
-            yield source, future.result()
-    while queue:
-        source, future = queue.popleft()
-        yield source, future.result()
-
-
-def _start_loading(pool: ThreadPoolExecutor, source: ImageSource) -> Future[LoadedImage | ImageError]:
-    """Load in a thread; but an MLX array here: only the thread that made it can evaluate it."""
-    if not isinstance(source, mx.array):
-        return pool.submit(_try_load, source)
-    loaded: Future[LoadedImage | ImageError] = Future()
-    loaded.set_result(_try_load(source))
-    return loaded
-
-
-def _try_load(source: ImageSource) -> LoadedImage | ImageError:
-    try:
-        return load_image(source)
-    except ImageError as error:
-        return error
-
-
-@functools.cache
-def _warn_slow() -> None:
-    """Once a process: say how to get a fast BLAS where MLX computes on a slow one."""
-    hint = openblas.hint() if mx.default_device() == mx.Device(mx.cpu) else None
-    if hint is not None:
-        warnings.warn(hint, stacklevel=4)
+def _keep(model: str | Path, dtype: mx.Dtype, revision: str | None, reference: Reference | None) -> DepthModel:
+    return load(model, dtype=dtype, revision=revision, reference=reference)

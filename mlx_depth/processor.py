@@ -1,21 +1,20 @@
 """How a photo becomes network input, and a depth map photo-sized again: sizes, filters and normalization as data."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.errors import OptionError
 from mlx_depth.nn.resize import resize, resize_pillow
 
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed"]
 Resample = Literal["opencv", "pillow"]
 DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
@@ -30,15 +29,15 @@ MAX_NETWORK_PIXELS = 4096 * 4096
 
 @dataclass(frozen=True)
 class Processor:
-    """Turns RGB images into normalised network pixels. The defaults are the Depth Anything authors' rules;
-    ``follow("transformers")`` gives those of the published ``-hf`` numbers."""
+    """Turns RGB images into normalized network pixels. The defaults are the Depth Anything authors' rules."""
 
     input_size: int = 518
     """Wanted side of the network image in pixels; ``policy`` says which side."""
 
     policy: Policy = "lower_bound"
     """With the aspect kept, both sides are scaled so that the short side (``lower_bound``), the long side
-    (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``."""
+    (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``; ``fixed`` stretches
+    every image to a square of that side, the only one that the network takes."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -107,6 +106,8 @@ class Processor:
 
         ``Resize.get_size`` of the authors' ``util/transform.py``.
         """
+        if self.policy == "fixed":
+            return self._fixed_size(input_size)
         if isinstance(input_size, tuple):
             size = self._exact_size(input_size)
         else:
@@ -119,40 +120,11 @@ class Processor:
             )
         return size
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Processor":
-        """Read the ``preprocessor_config.json`` of a transformers checkpoint.
-
-        Sizes and normalisation are the file's; the rules stay the authors': ``follow("transformers")`` changes them.
-
-        Args:
-            config: The parsed JSON.
-        Raises:
-            CheckpointError: If a key is missing or unknown, or has a value that would change the pixels in a way
-                that this class does not know.
-
-        The keys of transformers' ``DPTImageProcessor``.
-        """
-        _check_config(config)
-        return cls(
-            input_size=config["size"]["height"],
-            multiple_of=config["ensure_multiple_of"],
-            keep_aspect=config["keep_aspect_ratio"],
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
-        )
-
-    def follow(self, reference: Reference) -> "Processor":
-        """The same sizes and normalisation under the rules of the authors (``"original"``) or of transformers.
-
-        Args:
-            reference: Whose ``policy``, ``resample`` and ``restore`` to use.
-
-        Sources as for calling a processor and for ``resize_depth``.
-        """
-        if reference == "transformers":
-            return replace(self, policy="minimal", resample="pillow", restore="bicubic")
-        return replace(self, policy="lower_bound", resample="opencv", restore="bilinear")
+    def _fixed_size(self, input_size: InputSize | None) -> tuple[int, int]:
+        side = self.input_size
+        if input_size not in (None, side, (side, side)):
+            raise OptionError(f"the network takes {side} × {side} pixels alone: leave input_size out.")
+        return side, side
 
     def _exact_size(self, size: tuple[int, int]) -> tuple[int, int]:
         nearest = tuple(max(round(side / self.multiple_of), 1) * self.multiple_of for side in size)
@@ -210,83 +182,3 @@ def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod 
     """
     maps = depth.astype(mx.float32)[..., None]
     return resize(maps, size, method=method, align_corners=method == "bilinear")[..., 0]
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_square(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == {"height", "width"} and value["height"] == value["width"]
-
-
-def _are_three(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
-
-
-# Keys of preprocessor_config.json that Processor reads, and what their values have to be.
-_READ_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "size": (
-        "an equal height and width, whole numbers above 0",
-        lambda value: _is_square(value) and _is_count(value["height"]),
-    ),
-    "ensure_multiple_of": ("a whole number above 0", _is_count),
-    "keep_aspect_ratio": ("true or false", lambda value: isinstance(value, bool)),
-    "image_mean": ("three numbers", _are_three),
-    "image_std": ("three numbers above 0", lambda value: _are_three(value) and min(value) > 0),
-}
-# Keys that change pixels, with the only values that Processor knows.
-_FIXED_KEYS: dict[str, tuple[Any, ...]] = {
-    "image_processor_type": ("DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"),
-    "feature_extractor_type": ("DPTFeatureExtractor",),
-    "do_resize": (True,),
-    "do_rescale": (True,),
-    "do_normalize": (True,),
-    "do_pad": (False, None),
-    "do_center_crop": (False, None),
-    "size_divisor": (None,),
-    "resample": (3,),  # PIL's BICUBIC
-    "rescale_factor": (1 / 255,),
-}
-# Keys that leave the pixels of an RGB image alone.
-_INERT_KEYS = (
-    "_valid_processor_keys",
-    "crop_size",
-    "data_format",
-    "default_to_square",
-    "device",
-    "disable_grouping",
-    "do_convert_rgb",
-    "do_reduce_labels",
-    "image_seq_length",
-    "input_data_format",
-    "pad_size",
-    "processor_class",
-    "return_tensors",
-)
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    missing = sorted(set(_READ_KEYS) - set(config))
-    if missing:
-        raise CheckpointError(
-            f"preprocessor_config.json lacks {', '.join(missing)}: take the file of the original checkpoint."
-        )
-    unknown = sorted(set(config) - set(_READ_KEYS) - set(_FIXED_KEYS) - set(_INERT_KEYS))
-    if unknown:
-        raise CheckpointError(
-            f"preprocessor_config.json has unknown keys: {', '.join(unknown)}. Remove those that leave pixels alone, "
-            "or pass pixel values to the network yourself."
-        )
-    for key, known in _FIXED_KEYS.items():
-        if key in config and config[key] not in known:
-            raise CheckpointError(
-                f"preprocessor_config.json has {key} = {config[key]!r}, but only {known[0]!r} is supported: "
-                "correct the file, or pass pixel values to the network yourself."
-            )
-    for key, (wanted, is_right) in _READ_KEYS.items():
-        if not is_right(config[key]):
-            raise CheckpointError(
-                f"preprocessor_config.json has {key} = {config[key]!r:.60}, not {wanted}: "
-                "take the file of the original checkpoint, and give other sizes as input_size."
-            )

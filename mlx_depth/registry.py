@@ -1,14 +1,11 @@
 """The published models, as data: one screen a family."""
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_depth.errors import ModelNotFoundError
-from mlx_depth.models.base import Family
-from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING_FAMILY
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.processor import Processor
 from mlx_depth.result import DepthKind
@@ -16,18 +13,16 @@ from mlx_depth.result import DepthKind
 APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (DEPTH_ANYTHING_FAMILY,)}
-
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is known of a model before its weights are read. The processor and the licence belong to the weights."""
+    """What is known of a model before its weights are read. The processor and the license belong to the weights."""
 
     name: str
     family: str
     config: Any  # the family's config dataclass
     processor: Processor
-    licence: str | None  # SPDX identifier as the authors state it; None: unknown
+    license: str | None  # SPDX identifier as the authors state it; None: unknown
     hub_id: str | None = None  # owner/name; None: bundled, local or unreleased
     parameters: int | None = None  # values in the published checkpoint, upstream's unused ones included
     aliases: tuple[str, ...] = ()
@@ -41,103 +36,202 @@ class ModelSpec:
 
     @property
     def commercial(self) -> bool:
-        """Whether the licence is known and allows commercial use."""
-        return self.licence is not None and "-NC-" not in self.licence
-
-
-def find_model(name: str) -> ModelSpec:
-    """Look a model up by name or alias.
-
-    Raises:
-        ModelNotFoundError: With the nearest names.
-    """
-    key = name.lower()
-    names = {alias: spec for spec in MODELS.values() for alias in (spec.name, *spec.aliases)}
-    if key in names:
-        return names[key]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
-    hint = f"did you mean {names[near[0]].name!r}? " if near else ""
-    raise ModelNotFoundError(
-        f"no model {name!r}: {hint}`mlx-depth models` lists all; write ./{name} for a folder of that name."
-    )
+        """Whether the license is known and allows commercial use."""
+        return self.license is not None and "-NC-" not in self.license
 
 
 DEPTH_ANYTHING = Processor()
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
-# size → (parameters, V2's licence). The counts are the published files', with upstream's unused tensors.
+# The parameter counts are the published files', with upstream's unused tensors.
 # V1 is Apache-2.0 at every size: https://github.com/LiheYoung/Depth-Anything/issues/15
-_DEPTH_ANYTHING_SIZES = {
-    "small": (24_785_089, APACHE),
-    "base": (97_470_785, NON_COMMERCIAL),
-    "large": (335_315_649, NON_COMMERCIAL),
-}
-
-
-def _depth_anything(name: str, alias: str, hub_id: str, config: Any, parameters: int, licence: str) -> ModelSpec:
-    return ModelSpec(
-        name,
+_MODELS = (
+    ModelSpec(
+        "depth-anything-v2-small",
         "depth_anything",
-        config,
+        depth_anything_config("small"),
         DEPTH_ANYTHING,
-        licence,
-        hub_id,
-        parameters=parameters,
-        aliases=(alias,),
-    )
-
-
-def _published() -> Iterator[ModelSpec]:
-    for size, (parameters, licence) in _DEPTH_ANYTHING_SIZES.items():
-        yield _depth_anything(
-            f"depth-anything-v2-{size}",
-            f"da2-{size}",
-            f"depth-anything/Depth-Anything-V2-{size.capitalize()}-hf",
-            depth_anything_config(size),
-            parameters,
-            licence,
-        )
-    yield ModelSpec(
+        APACHE,
+        hub_id="depth-anything/Depth-Anything-V2-Small-hf",
+        parameters=24_785_089,
+        aliases=("da2-small", "depth-anything-v2-vits"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-base",
+        "depth_anything",
+        depth_anything_config("base"),
+        DEPTH_ANYTHING,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/Depth-Anything-V2-Base-hf",
+        parameters=97_470_785,
+        aliases=("da2-base", "depth-anything-v2-vitb"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-large",
+        "depth_anything",
+        depth_anything_config("large"),
+        DEPTH_ANYTHING,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/Depth-Anything-V2-Large-hf",
+        parameters=335_315_649,
+        aliases=("da2-large", "depth-anything-v2-vitl"),
+    ),
+    ModelSpec(
         "depth-anything-v2-giant",
         "depth_anything",
         depth_anything_config("giant"),
         DEPTH_ANYTHING,
         NON_COMMERCIAL,
         parameters=1_258_132_225,
-        aliases=("da2-giant",),
-    )
-    for place, metres in (("indoor", 20.0), ("outdoor", 80.0)):
-        for size, (parameters, licence) in _DEPTH_ANYTHING_SIZES.items():
-            yield _depth_anything(
-                f"depth-anything-v2-metric-{place}-{size}",
-                f"da2-{place}-{size}",
-                f"depth-anything/Depth-Anything-V2-Metric-{place.capitalize()}-{size.capitalize()}-hf",
-                depth_anything_config(size, max_depth=metres),
-                parameters,
-                licence,
-            )
-    for size, (parameters, _) in _DEPTH_ANYTHING_SIZES.items():
-        yield _depth_anything(
-            f"depth-anything-v1-{size}",
-            f"da1-{size}",
-            f"LiheYoung/depth-anything-{size}-hf",
-            depth_anything_config(size, version=1),
-            parameters,
-            APACHE,
-        )
-    yield ModelSpec(
+        aliases=("da2-giant", "depth-anything-v2-vitg"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-metric-indoor-small",
+        "depth_anything",
+        depth_anything_config("small", max_depth=20.0),
+        DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf",
+        parameters=24_785_089,
+        aliases=("da2-indoor-small", "depth-anything-v2-metric-hypersim-vits"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-metric-indoor-base",
+        "depth_anything",
+        depth_anything_config("base", max_depth=20.0),
+        DEPTH_ANYTHING,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/Depth-Anything-V2-Metric-Indoor-Base-hf",
+        parameters=97_470_785,
+        aliases=("da2-indoor-base", "depth-anything-v2-metric-hypersim-vitb"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-metric-indoor-large",
+        "depth_anything",
+        depth_anything_config("large", max_depth=20.0),
+        DEPTH_ANYTHING,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
+        parameters=335_315_649,
+        aliases=("da2-indoor-large", "depth-anything-v2-metric-hypersim-vitl"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-metric-outdoor-small",
+        "depth_anything",
+        depth_anything_config("small", max_depth=80.0),
+        DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf",
+        parameters=24_785_089,
+        aliases=("da2-outdoor-small", "depth-anything-v2-metric-vkitti-vits"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-metric-outdoor-base",
+        "depth_anything",
+        depth_anything_config("base", max_depth=80.0),
+        DEPTH_ANYTHING,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/Depth-Anything-V2-Metric-Outdoor-Base-hf",
+        parameters=97_470_785,
+        aliases=("da2-outdoor-base", "depth-anything-v2-metric-vkitti-vitb"),
+    ),
+    ModelSpec(
+        "depth-anything-v2-metric-outdoor-large",
+        "depth_anything",
+        depth_anything_config("large", max_depth=80.0),
+        DEPTH_ANYTHING,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf",
+        parameters=335_315_649,
+        aliases=("da2-outdoor-large", "depth-anything-v2-metric-vkitti-vitl"),
+    ),
+    ModelSpec(
+        "depth-anything-v1-small",
+        "depth_anything",
+        depth_anything_config("small", version=1),
+        DEPTH_ANYTHING,
+        APACHE,
+        hub_id="LiheYoung/depth-anything-small-hf",
+        parameters=24_785_089,
+        aliases=("da1-small", "depth-anything-vits14"),
+    ),
+    ModelSpec(
+        "depth-anything-v1-base",
+        "depth_anything",
+        depth_anything_config("base", version=1),
+        DEPTH_ANYTHING,
+        APACHE,
+        hub_id="LiheYoung/depth-anything-base-hf",
+        parameters=97_470_785,
+        aliases=("da1-base", "depth-anything-vitb14"),
+    ),
+    ModelSpec(
+        "depth-anything-v1-large",
+        "depth_anything",
+        depth_anything_config("large", version=1),
+        DEPTH_ANYTHING,
+        APACHE,
+        hub_id="LiheYoung/depth-anything-large-hf",
+        parameters=335_315_649,
+        aliases=("da1-large", "depth-anything-vitl14"),
+    ),
+    ModelSpec(
         "mlx-depth-demo",
         "depth_anything",
         depth_anything_config("small"),
         replace(DEPTH_ANYTHING, input_size=364),
         APACHE,
-        parameters=_DEPTH_ANYTHING_SIZES["small"][0],
+        parameters=24_785_089,
         aliases=("demo",),
         folder=DEMO_FOLDER,
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
+
+
+# Names that people try, by what they begin with, of models that are known and not here yet.
+NOT_YET = {
+    "depth-anything-3": "Depth Anything 3",
+    "da3": "Depth Anything 3",
+    "anydepth": "AnyDepth",
+    "depth-pro": "Depth Pro",
+    "depthpro": "Depth Pro",
+    "dpt": "DPT",
+    "midas": "MiDaS",
+    "metric3d": "Metric3D",
+    "moge": "MoGe",
+    "prompt-depth-anything": "Prompt Depth Anything",
+    "promptda": "Prompt Depth Anything",
+    "sharp": "SHARP",
+    "unidepth": "UniDepth",
+    "vda": "Video Depth Anything",
+    "video-depth-anything": "Video Depth Anything",
+    "zipdepth": "ZipDepth",
+    "zoe": "ZoeDepth",
+}
+
+
+def find_model(name: str) -> ModelSpec:
+    """Look a model up by name or alias; case does not matter, and an underscore is a hyphen.
+
+    Raises:
+        ModelNotFoundError: With the nearest names.
+    """
+    key = name.lower().replace("_", "-")
+    names = {alias: spec for spec in MODELS.values() for alias in (spec.name, *spec.aliases)}
+    if key in names:
+        return names[key]
+    absent = next((label for start, label in NOT_YET.items() if key.startswith(start)), None)
+    if absent is not None:
+        raise ModelNotFoundError(
+            f"no model {name!r}: {absent} is not here yet. `mlx-depth models` lists all there are."
+        )
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    hint = f"did you mean {names[near[0]].name!r}? " if near else ""
+    raise ModelNotFoundError(
+        f"no model {name!r}: {hint}`mlx-depth models` lists all; write ./{name} for a folder of that name."
     )
-
-
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _published()}
 
 
 def find_published(repo: str) -> ModelSpec | None:

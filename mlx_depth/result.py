@@ -85,7 +85,7 @@ class DepthResult:
         max_depth: The farthest distance that the depth can hold, in metres (metric depth only).
         revision: Commit or version of the weights.
         dtype: Number format that the network computed in.
-        licence: Licence of the weights.
+        license: License of the weights.
         source: The image's path or URL, ``"<array>"`` or the like.
     """
 
@@ -103,7 +103,7 @@ class DepthResult:
     max_depth: float | None = None
     revision: str | None = None
     dtype: str = "float32"
-    licence: str | None = None
+    license: str | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:

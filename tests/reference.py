@@ -225,7 +225,7 @@ def fill_from_ours(upstream: Any, network: Any) -> Any:
     from mlx.utils import tree_flatten
 
     names = list(upstream.state_dict())
-    table = apply(FAMILY.weights["transformers"], {name: mx.array([i]) for i, name in enumerate(names)})
+    table = apply(FAMILY.dialects["transformers"].rules, {name: mx.array([i]) for i, name in enumerate(names)})
     ours = {names[int(table[name][0])]: np.array(array) for name, array in tree_flatten(network.parameters())}
     with torch.no_grad():
         for name, parameter in upstream.named_parameters():

@@ -26,11 +26,13 @@ from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.checkpoints import hub
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.heads.dpt import DPTConfig
+from mlx_depth.models.base import DepthOutputs
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
 from mlx_depth.predictor import DepthModel
 from mlx_depth.processor import Processor
-from mlx_depth.registry import DEMO_FOLDER, MODELS, ModelSpec
+from mlx_depth.registry import DEMO_FOLDER, ModelSpec
 from mlx_depth.result import DepthKind, DepthResult
+from mlx_depth.runtime import stream
 from mlx_depth.weights.rules import parameter_shapes
 
 DEMO = "mlx-depth-demo"
@@ -108,7 +110,7 @@ def test_result_says_everything(tiny: DepthModel, tmp_path: Path) -> None:
     assert result.depth.dtype == np.float32
     assert np.ptp(result.depth) > 0
     assert (result.kind, result.unit, result.max_depth) == (DepthKind.RELATIVE_INVERSE, "", None)
-    assert (result.model, result.revision, result.dtype, result.licence) == ("tiny", "abc123", "float32", "Apache-2.0")
+    assert (result.model, result.revision, result.dtype, result.license) == ("tiny", "abc123", "float32", "Apache-2.0")
     assert result.image is not None
     assert result.image.shape == (30, 45, 3)
     # 27 mm on film's diagonal of 43.27 mm, in pixels of an image with a diagonal of 54.08.
@@ -196,11 +198,11 @@ def test_batches_equal_single_predictions_in_order(order: list[tuple[int, int]],
 def test_images_of_one_network_size_share_a_batch(tiny: DepthModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[tuple[int, ...]] = []
 
-    def forward(pixel_values: mx.array) -> mx.array:
+    def forward(pixel_values: mx.array) -> DepthOutputs:
         batches.append(pixel_values.shape)
         return tiny.infer(pixel_values)
 
-    monkeypatch.setattr(predictor, "depth_of", lambda network, dtype: forward)
+    monkeypatch.setattr(predictor, "forward_of", lambda network, dtype: forward)
     model = dataclasses.replace(tiny)
     images = [photo(*size) for size in ((20, 20), (30, 45), (24, 24), (32, 48), (20, 20))]
     assert len(list(model.predict_batch(images, batch_size=2))) == 5
@@ -222,7 +224,7 @@ def test_images_are_taken_lazily_and_in_bounds(tiny: DepthModel, batch_size: int
     assert taken == 0  # nothing before the first result is asked for
     for handed_out in range(1, 13):
         next(results)
-        assert taken - handed_out <= 4 * batch_size + max(batch_size, predictor.DECODING_THREADS) + 1
+        assert taken - handed_out <= 4 * batch_size + max(batch_size, stream.DECODING_THREADS) + 1
     results.close()
 
 
@@ -294,7 +296,7 @@ def test_fault_of_the_callers_iterator_reaches_the_caller(tiny: DepthModel) -> N
 
 
 def test_closing_the_iterator_stops_the_threads(tiny: DepthModel) -> None:
-    results = tiny.predict_batch(itertools.repeat(photo(20, 20)), batch_size=2)
+    results = tiny.predict_batch(itertools.repeat(encoded(photo(20, 20))), batch_size=2)
     next(results)
     assert decoding_threads()
     results.close()
@@ -306,16 +308,16 @@ def test_closing_the_iterator_stops_the_threads(tiny: DepthModel) -> None:
 
 def test_a_batch_is_evaluated_once(tiny: DepthModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.predict(photo(20, 20))
-    evaluated: list[list[mx.array]] = []
+    evaluated: list[list[dict[str, mx.array]]] = []
     monkeypatch.setattr(mx, "eval", evaluated.append)  # what follows evaluates by itself
     assert len(list(tiny.predict_batch([photo(20, 20), photo(24, 24)], batch_size=2))) == 2
-    assert [len(arrays) for arrays in evaluated] == [2]
+    assert [[list(arrays) for arrays in each] for each in evaluated] == [[["depth"], ["depth"]]]
 
 
 def test_infer_is_the_network_of_predict(tiny: DepthModel) -> None:
     image = photo(28, 42)
     pixel_values = tiny.processor(image)
-    depth = tiny.infer(pixel_values)
+    depth = tiny.infer(pixel_values).depth
     assert (depth.shape, depth.dtype) == (pixel_values.shape[:3], mx.float32)
     np.testing.assert_array_equal(np.array(depth[0]), tiny.predict(image).depth)
     with pytest.raises(OptionError, match="multiples of 14"):
@@ -331,7 +333,7 @@ def test_predict_keeps_the_model_for_the_next_call(fresh_cache: None, monkeypatc
     loads: list[tuple[object, object]] = []
     model = tiny_model()
 
-    def load(source: object, *, dtype: object, revision: object) -> DepthModel:
+    def load(source: object, *, dtype: object, revision: object, reference: object) -> DepthModel:
         loads.append((source, dtype))
         return model
 
@@ -370,10 +372,10 @@ def test_predict_takes_the_real_demo_through_load(fresh_cache: None) -> None:
     loaded = mlx_depth.load(DEMO).predict(image, input_size=56)
     np.testing.assert_array_equal(kept.depth, loaded.depth)
     assert kept.model == DEMO
-    assert kept.licence == "Apache-2.0"
+    assert kept.license == "Apache-2.0"
 
 
-# load(): names, options and the licence notice.
+# load(): names, options and the license notice.
 
 
 def test_unknown_names_and_options() -> None:
@@ -399,16 +401,16 @@ def test_unknown_names_and_options() -> None:
         ("da1-large", False, False),
     ],
 )
-def test_non_commercial_licence_is_said_before_the_first_download(
+def test_non_commercial_license_is_said_before_the_first_download(
     name: str, cached: bool, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    located: list[str] = []
+    asked: list[str] = []
 
-    def locate(source: str, **_: object) -> hub.Location:
-        located.append(source)
+    def fetch(repo: str, revision: str, **_: object) -> tuple[Path, str]:
+        asked.append(repo)
         raise ModelNotFoundError("offline")
 
-    monkeypatch.setattr(hub, "locate", locate)
+    monkeypatch.setattr(hub, "fetch", fetch)
     monkeypatch.setattr(hub, "is_cached", lambda repo: cached)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -417,14 +419,12 @@ def test_non_commercial_licence_is_said_before_the_first_download(
     notices = [str(warning.message) for warning in caught if "commercial" in str(warning.message)]
     assert len(notices) == said
     assert all("CC-BY-NC-4.0: not for commercial use" in notice for notice in notices)
-    assert located == [name if "/" in name else mlx_depth.find_model(name).hub_id]
+    assert asked == [name.partition("@")[0] if "/" in name else mlx_depth.find_model(name).hub_id]
 
 
-def test_licence_notice_points_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_license_notice_points_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "is_cached", lambda repo: False)
-    monkeypatch.setattr(
-        hub, "locate", lambda *_, **__: hub.Location(DEMO_FOLDER, MODELS["depth-anything-v2-base"].hub_id)
-    )
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: (DEMO_FOLDER, "f" * 40))
     with pytest.warns(UserWarning, match="not for commercial use") as caught:
         mlx_depth.load("da2-base")
     assert caught[0].filename == __file__
@@ -455,3 +455,76 @@ def test_a_model_says_what_it_is(tiny):
 def test_an_input_size_that_is_too_large_blames_no_image(tiny):
     with pytest.raises(OptionError, match="100000 × 100000 pixels would become"):
         tiny.predict_batch([], input_size=100_000)
+
+
+# Folders, patterns, and iterators that fail or reuse their memory.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two photos and a text file."""
+    for name, size in (("b.png", (20, 20)), ("a.jpg", (30, 45))):
+        Image.fromarray(photo(*size)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("buy milk\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_a_folder_and_a_pattern_are_many_images(tiny: DepthModel, folder: Path, as_path: type) -> None:
+    sizes = [result.image_size for result in tiny.predict_batch(as_path(folder))]
+    assert sizes == [(30, 45), (20, 20)]  # by name
+    assert [result.image_size for result in tiny.predict_batch(str(folder / "*.png"))] == [(20, 20)]
+
+
+def test_predict_takes_a_folder_as_the_command_line_does(fresh_cache: None, folder: Path) -> None:
+    results = mlx_depth.predict(folder, model=DEMO, input_size=28)
+    assert [result.image_size for result in results] == [(30, 45), (20, 20)]
+
+
+def test_a_folder_without_images(tiny: DepthModel, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="holds no image"):
+        tiny.predict_batch(tmp_path)
+
+
+def test_what_came_before_an_error_of_the_callers_iterator_is_not_lost(tiny: DepthModel) -> None:
+    def camera() -> Iterator[np.ndarray]:
+        yield photo(20, 20)
+        yield photo(30, 45)
+        raise ConnectionError("the camera is gone")
+
+    results = tiny.predict_batch(camera(), batch_size=4)
+    assert [next(results).image_size, next(results).image_size] == [(20, 20), (30, 45)]
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        next(results)
+
+
+def test_what_came_before_an_error_of_the_network_is_not_lost(
+    tiny: DepthModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_group = DepthModel._predict_group
+
+    def out_of_memory(model: DepthModel, images: list, input_size: object) -> list:
+        if images[0].info.size == (50, 34):
+            raise RuntimeError("out of memory")
+        return predict_group(model, images, input_size)
+
+    monkeypatch.setattr(DepthModel, "_predict_group", out_of_memory)
+    results = tiny.predict_batch([photo(20, 20), photo(30, 45), photo(50, 34)], batch_size=4)
+    assert [next(results).image_size, next(results).image_size] == [(20, 20), (30, 45)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(results)
+
+
+def test_a_frame_buffer_that_is_reused(tiny: DepthModel) -> None:
+    """As ``cv2.VideoCapture.read(buffer)`` gives frames: each depth is its own frame's."""
+    frames = [photo(20, 20, str(number)) for number in range(12)]
+
+    def video() -> Iterator[np.ndarray]:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    for frame, result in zip(frames, tiny.predict_batch(video(), batch_size=3), strict=True):
+        np.testing.assert_array_equal(result.image, frame)
+        assert relative_error(result.depth, tiny.predict(frame).depth) <= 1e-5

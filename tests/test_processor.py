@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import relative_error, require, seeded
 
+from mlx_depth.checkpoints.own_format import config_from_dict
 from mlx_depth.errors import CheckpointError, OptionError
-from mlx_depth.models.base import config_from_dict
+from mlx_depth.models.dpt_image_processor import follow_reference, read_processor
 from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, Processor, resize_depth
 
 AUTHORS = Processor()
-TRANSFORMERS = AUTHORS.follow("transformers")
+TRANSFORMERS = follow_reference(AUTHORS, "transformers")
 PHOTO_SIZES = [(518, 518), (392, 518), (1080, 1920), (70, 98), (33, 517), (640, 427)]
 GATE = 1e-5
 
@@ -150,7 +151,7 @@ def test_pixel_values_equal_the_authors_formula(size):
 def test_pixel_values_equal_transformers(size):
     image = photo(size)
     reference = transformers_processor(CONFIG)(Image.fromarray(image), return_tensors="np")["pixel_values"]
-    ours = Processor.from_config(CONFIG).follow("transformers")(image)
+    ours = follow_reference(read_processor(CONFIG), "transformers")(image)
     # The bytes are equal, so what is left is float32 rounding; one grey level would be 7e-3.
     assert relative_error(ours, reference.transpose(0, 2, 3, 1)) <= 1e-6
 
@@ -158,7 +159,7 @@ def test_pixel_values_equal_transformers(size):
 def test_the_two_references_are_told_apart():
     image = photo((1080, 1920))
     assert relative_error(AUTHORS(image), TRANSFORMERS(image)) > 0.05
-    assert TRANSFORMERS.follow("original") == AUTHORS
+    assert follow_reference(TRANSFORMERS, "original") == AUTHORS
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])
@@ -174,14 +175,14 @@ def test_unknown_rules_raise(change):
 
 
 def test_config_of_a_published_checkpoint():
-    assert Processor.from_config(CONFIG) == AUTHORS
-    assert Processor.from_config(CONFIG | {"size": {"height": 364, "width": 364}}).input_size == 364
+    assert read_processor(CONFIG) == AUTHORS
+    assert read_processor(CONFIG | {"size": {"height": 364, "width": 364}}).input_size == 364
 
 
 def test_config_that_transformers_writes_is_read(tmp_path):
     transformers_processor(CONFIG).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert Processor.from_config(config) == AUTHORS
+    assert read_processor(config) == AUTHORS
 
 
 def test_our_own_form_survives_json():
@@ -213,13 +214,13 @@ def test_our_own_form_survives_json():
 )
 def test_config_values_that_are_not_known_raise(change, message):
     with pytest.raises(CheckpointError, match=message):
-        Processor.from_config(CONFIG | change)
+        read_processor(CONFIG | change)
 
 
 def test_config_without_a_needed_key_raises():
     config = {key: CONFIG[key] for key in CONFIG if key != "image_mean"}
     with pytest.raises(CheckpointError, match="lacks image_mean"):
-        Processor.from_config(config)
+        read_processor(config)
 
 
 @pytest.mark.parametrize("size", [(518, 518), (1080, 1920), (33, 517), (1, 1), (2000, 7)])

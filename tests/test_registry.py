@@ -1,4 +1,4 @@
-"""The registry: names, aliases, licences, and the demo that is bundled."""
+"""The registry: names, aliases, licenses, and the demo that is bundled."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_hub_ids_are_unique():
 
 
 @pytest.mark.parametrize(
-    ("name", "licence", "commercial"),
+    ("name", "license", "commercial"),
     [
         ("depth-anything-v2-small", "Apache-2.0", True),
         ("depth-anything-v2-large", "CC-BY-NC-4.0", False),
@@ -38,8 +38,8 @@ def test_hub_ids_are_unique():
         ("mlx-depth-demo", "Apache-2.0", True),
     ],
 )
-def test_licences(name, licence, commercial):
-    assert (MODELS[name].licence, MODELS[name].commercial) == (licence, commercial)
+def test_licenses(name, license, commercial):
+    assert (MODELS[name].license, MODELS[name].commercial) == (license, commercial)
 
 
 @pytest.mark.parametrize(("place", "metres"), [("indoor", 20.0), ("outdoor", 80.0)])

@@ -12,7 +12,7 @@ import mlx_depth
 PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
-    {"errors"},
+    {"errors", "version"},
     {"linux_cpu", "weights"},
     {"result"},
     {"io"},
@@ -30,7 +30,6 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Imports inside a function that point upward, each with its reason.
 ALLOWED = {
     ("result", "io"): "DepthResult.save is a convenience",
-    ("cli", "__init__"): "the version",
 }
 HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
 

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from mlx_depth.checkpoints.checkpoint import build_network, quantize_checkpoint
 from mlx_depth.errors import OptionError
 from mlx_depth.linux_cpu import openblas
-from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, resolve_dtype
+from mlx_depth.predictor import DEFAULT_MODEL, DepthModel
 from mlx_depth.processor import InputSize
+from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.safetensors_io import DTYPES
 from mlx_depth_convert.opening import open_checkpoint

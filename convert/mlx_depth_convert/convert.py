@@ -18,8 +18,8 @@ from mlx_depth.checkpoints.checkpoint import (
     write_checkpoint,
 )
 from mlx_depth.errors import CheckpointError, OptionError
-from mlx_depth.predictor import resolve_dtype
 from mlx_depth.registry import ModelSpec
+from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.rules import check_complete
 from mlx_depth_convert.opening import Origin, open_checkpoint
@@ -128,7 +128,7 @@ def convert_and_report(
     _check_options(out, quantize, group_size, recipe, push_to_hub)
     target = resolve_dtype(dtype) if dtype is not None else None
     with open_checkpoint(source, model=model, progress=progress) as (checkpoint, origin):
-        check_complete(checkpoint.family.build(checkpoint.spec.config), expand_checkpoint(checkpoint).weights)
+        check_complete(checkpoint.family.network(checkpoint.spec.config), expand_checkpoint(checkpoint).weights)
         packed, skipped = _shrunk(checkpoint, target, quantize, group_size, recipe)
         if packed.quantization is not None and checkpoint.quantization is None and target is None:
             target = mx.float16
@@ -205,7 +205,7 @@ def _card(checkpoint: Checkpoint, origin: Origin) -> str:
     """The folder's README.md, as the Hub shows it."""
     spec = checkpoint.spec
     front: dict[str, Any] = {
-        "license": (spec.licence or "other").lower(),
+        "license": (spec.license or "other").lower(),
         "library_name": "mlx-depth",
         "pipeline_tag": "depth-estimation",
         "tags": "[mlx, depth-estimation]",
@@ -223,7 +223,7 @@ Converted from `{origin.id}`{revision} with mlx-depth.
 
 - Depth: {spec.depth_kind.description}
 - Weights: {_precision(checkpoint.quantization)}
-- Licence: {spec.licence or "unknown, see the source"}{"" if spec.commercial else "; check it before commercial use"}
+- License: {spec.license or "unknown, see the source"}{"" if spec.commercial else "; check it before commercial use"}
 
 ```python
 import mlx_depth

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, read_checkpoint
-from mlx_depth.checkpoints.hub import is_name
-from mlx_depth.errors import CheckpointError
-from mlx_depth.predictor import locate_model
+from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint
+from mlx_depth.checkpoints.resolve import resolve
 from mlx_depth.registry import find_model
-from mlx_depth.weights.safetensors_io import load_file, weight_files
+from mlx_depth.weights.choose import choose, is_convertible
+from mlx_depth.weights.safetensors_io import load_file, read_tensors, weight_files
 from mlx_depth_convert.sources import gguf, stage, torch_pickle
 
 READERS = {
@@ -38,15 +37,23 @@ class Origin:
 
 @contextmanager
 def open_checkpoint(
-    source: str | Path, *, model: str | None = None, revision: str | None = None, progress: bool = False
+    source: str | Path,
+    *,
+    model: str | None = None,
+    max_depth: float | None = None,
+    revision: str | None = None,
+    file: str | None = None,
+    progress: bool = False,
 ) -> Iterator[tuple[Checkpoint, Origin]]:
     """Find a source, download it where that is needed, and read its checkpoint.
 
     Args:
-        source: Registry name, Hub repository ``owner/name[@revision]``, folder, or a ``.safetensors``, ``.pth``,
-            ``.pt``, ``.bin``, ``.ckpt`` or ``.gguf`` file.
-        model: Registry name of the model that the tensors have to be; None: recognised from them.
+        source: Registry name, Hub repository ``owner/name[@revision]`` or its address, folder, or a ``.safetensors``,
+            ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.gguf`` file.
+        model: A model of the registry with the same architecture, where the tensors do not tell it.
+        max_depth: Range of a metric model in metres, where neither tensors nor config tell it.
         revision: Branch, tag or commit of the repository.
+        file: Folder or file in the folder or repository.
         progress: Show the Hub's progress bar on stderr.
     Yields:
         The checkpoint and its origin. The tensors are on disk, and stay readable until the context ends.
@@ -54,38 +61,37 @@ def open_checkpoint(
         ModelNotFoundError: If there is no such source, or it cannot be downloaded.
         CheckpointError: If its files are damaged, unknown, or not the named model's.
     """
-    named = find_model(model) if model is not None else None
-    location, published = locate_model(source, revision=revision, progress=progress, convertible=True)
-    known = named or published
-    name = location.repo or (str(source) if is_name(source) else location.path.resolve().name)
-    file = _foreign_file(location.path)
-    if file is None:
-        checkpoint = read_checkpoint(location.path, known, name=location.repo)
-        if named is not None and checkpoint.spec.config != named.config:
-            raise CheckpointError(f"{name} is {checkpoint.spec.name}, not {named.name}: leave --model out.")
-        yield checkpoint, Origin(name, location.revision, location.repo is not None, tuple(weight_files(location.path)))
+    like = find_model(model) if model is not None else None
+    found = resolve(source, revision=revision, file=file, convertible=True, progress=progress)
+    chosen = _foreign_file(found.path)
+    files = tuple(weight_files(found.path)) if chosen is None else (chosen,)
+    origin = Origin(found.name, found.revision, found.repo is not None, files)
+    if chosen is None:
+        tensors = read_tensors(found.path)
+        checkpoint = assemble_checkpoint(
+            found.path, tensors, found.spec, like=like, max_depth=max_depth, name=found.repo
+        )
+        del tensors  # or they would stay in memory once they are read
+        yield checkpoint, origin
         return
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as scratch:
-        container = READERS[file.suffix.lower()](file)
-        tensors = Path(scratch) / "tensors.safetensors"
-        stage(container, tensors)
-        arrays = load_file(tensors)  # MLX reads tensor by tensor from such a file alone
-        checkpoint = assemble_checkpoint(file, arrays, known, name=location.repo, metadata=container.metadata)
-        del arrays  # or they would stay in memory once they are read
-        yield checkpoint, Origin(name, location.revision, location.repo is not None, (file,))
+        container = READERS[chosen.suffix.lower()](chosen)
+        staged = Path(scratch) / "tensors.safetensors"
+        stage(container, staged)
+        tensors = load_file(staged)  # MLX reads tensor by tensor from such a file alone
+        checkpoint = assemble_checkpoint(
+            chosen, tensors, found.spec, like=like, max_depth=max_depth, name=found.repo, metadata=container.metadata
+        )
+        del tensors  # or they would stay in memory once they are read
+        yield checkpoint, origin
 
 
 def _foreign_file(path: Path) -> Path | None:
     """The file that only this tool reads; None where MLX reads the path itself."""
-    if path.is_file():
-        return path if path.suffix.lower() in READERS else None
-    if any(path.glob("*.safetensors")):
-        return None
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files)
-        raise CheckpointError(f"{path} holds several checkpoints ({names}): name the file itself.")
-    return files[0]
+    if path.is_dir():
+        chosen = choose([file.name for file in path.iterdir()], where=str(path), convertible=True)[0]
+        return path / chosen if is_convertible(chosen) else None
+    return path if is_convertible(path.name) else None
 
 
 def _sha256(file: Path) -> str:

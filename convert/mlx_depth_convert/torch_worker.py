@@ -10,12 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mlx_depth.errors import MlxDepthError
 from mlx_depth_convert.opening import open_checkpoint
-from mlx_depth_convert.reference import transformers_network
+from mlx_depth_convert.references import transformers_network
 
 
 def main(model: str, batch: str, height: str, width: str, dtype: str) -> None:
@@ -43,10 +42,11 @@ def _prepare(model: str, shape: tuple[int, ...], dtype: str) -> tuple[Callable[[
 
         transformers.utils.logging.disable_progress_bar()
         original.save_pretrained(folder)
+        read = type(original).from_pretrained
         del original
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         start = time.perf_counter()
-        network = _load(Path(folder), getattr(torch, dtype), device)
+        network = read(folder, dtype=getattr(torch, dtype)).eval().to(device)
         load = time.perf_counter() - start
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, getattr(torch, dtype))
 
@@ -57,13 +57,6 @@ def _prepare(model: str, shape: tuple[int, ...], dtype: str) -> tuple[Callable[[
         return time.perf_counter() - begin
 
     return run, load
-
-
-def _load(folder: Path, dtype: Any, device: str) -> Any:
-    import transformers
-
-    network = transformers.DepthAnythingForDepthEstimation.from_pretrained(folder, dtype=dtype)
-    return network.eval().to(device)
 
 
 def _peak_bytes() -> int:

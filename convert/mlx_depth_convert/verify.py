@@ -12,17 +12,17 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network
+from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network, following
 from mlx_depth.errors import OptionError
 from mlx_depth.io.image import ImageSource, load_image
 from mlx_depth.models.base import Stage
-from mlx_depth.processor import InputSize
+from mlx_depth.processor import InputSize, Reference
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.recorder import recording
 from mlx_depth_convert.report import FINAL, DepthError, Gate, Report, StageError
 
-TRANSFORMERS = "transformers"
+TRANSFORMERS: Reference = "transformers"
 
 # float32: the same numbers in another order. 8 bits: what the depth of depth-anything.cpp's q8_0 reaches. 6 and 4 bits
 # are extrapolated: each two bits less make the step 4 times as large, and with it 1 − correlation 16 times.
@@ -122,7 +122,7 @@ def compare(
         progress: As for ``verify``.
     """
     if with_transformers:
-        checkpoint, reference = _following(checkpoint), _following(reference)
+        checkpoint, reference = following(checkpoint, TRANSFORMERS), following(reference, TRANSFORMERS)
     if checkpoint.spec.config != reference.spec.config:
         raise OptionError(f"{model} and {against} are different architectures: name the model's own source.")
     ours = MlxSide(checkpoint)
@@ -177,7 +177,7 @@ class MlxSide:
 
     def stage_of(self, path: str) -> Stage | None:
         """Both sides have the same layers."""
-        return Stage(path, path, "")
+        return Stage(path, path)
 
     def leaves(self, pixel_values: mx.array) -> list[str]:
         """Paths of the layers that hold parameters, in the order in which they compute."""
@@ -195,7 +195,7 @@ class MlxSide:
 def _other_side(reference: Checkpoint, with_transformers: bool) -> Side:
     if not with_transformers:
         return MlxSide(reference)
-    from mlx_depth_convert.reference import TransformersSide
+    from mlx_depth_convert.references import TransformersSide
 
     return TransformersSide(reference)
 
@@ -206,11 +206,6 @@ def _recorded(checkpoint: Checkpoint) -> str | None:
     if source is None or source.get("revision") is None:
         return None
     return f"{source['id']}@{source['revision']}"
-
-
-def _following(checkpoint: Checkpoint) -> Checkpoint:
-    config = checkpoint.family.follow(checkpoint.spec.config, "transformers")
-    return dataclasses.replace(checkpoint, spec=dataclasses.replace(checkpoint.spec, config=config))
 
 
 def _precision(checkpoint: Checkpoint) -> str:

@@ -1,48 +1,25 @@
-"""A folder or file of weights to a network, and back: every dialect, exactly or with an error.
-
-Our own format is a folder of ``config.json`` (``"format": "mlx_depth/1"``), ``model.safetensors`` (or shards and their
-index) with our names and MLX's layout, and a README.md. A quantized layer holds ``weight`` (packed), ``scales`` and
-``biases``.
-"""
+"""A folder or file of weights to a network, and back: every dialect, exactly or with an error."""
 
 import dataclasses
-import importlib.metadata
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from mlx_depth.checkpoints.detect import (
-    but_is,
-    differences,
-    family_processor,
-    published_as,
-    read_foreign_config,
-    recognise_dialect,
-    recognise_variant,
-)
-from mlx_depth.errors import CheckpointError, OptionError, SaveError
-from mlx_depth.models.base import Family, config_from_dict
-from mlx_depth.processor import Processor
-from mlx_depth.registry import FAMILIES, ModelSpec
+from mlx_depth.checkpoints.detect import detect, identify
+from mlx_depth.checkpoints.own_format import OWN_DIALECT, own_config, read_own_config, write_folder
+from mlx_depth.checkpoints.resolve import Resolved, resolve
+from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.models.base import DepthNetwork, Evidence, Family
+from mlx_depth.models.families import FAMILIES
+from mlx_depth.processor import Reference
+from mlx_depth.registry import ModelSpec
+from mlx_depth.weights.choose import CONFIG, PROCESSOR
 from mlx_depth.weights.quantization import Quantization, dequantized, quantize_layers
-from mlx_depth.weights.rules import apply, check_complete, listed, to_mlx_layout, with_front_axes
-from mlx_depth.weights.safetensors_io import (
-    CONFIG,
-    FORMAT,
-    PROCESSOR,
-    SHARD_BYTES,
-    cast_floating,
-    read_json,
-    read_tensors,
-    write_shards,
-)
+from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout, with_front_axes
+from mlx_depth.weights.safetensors_io import SHARD_BYTES, cast_floating, read_json, read_tensors
 
 GROUP_BYTES = 1 << 25  # read at once: evaluating each tensor alone takes half as long again
 
@@ -78,20 +55,32 @@ def read_checkpoint(path: Path, spec: ModelSpec | None = None, *, name: str | No
     return assemble_checkpoint(path, read_tensors(path), spec, name=name)
 
 
+def fetch_checkpoint(
+    source: str | Path, *, revision: str | None = None, progress: bool = True
+) -> tuple[Checkpoint, Resolved]:
+    """Find a model, download it where that is needed, and read its checkpoint; the options are those of ``resolve``."""
+    found = resolve(source, revision=revision, progress=progress)
+    return read_checkpoint(found.path, found.spec, name=found.repo), found
+
+
 def assemble_checkpoint(
     path: Path,
     tensors: Mapping[str, mx.array],
     spec: ModelSpec | None = None,
     *,
+    like: ModelSpec | None = None,
+    max_depth: float | None = None,
     name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Recognise tensors that were read from a folder or file, whatever its container.
+    """Find out what tensors are that were read from a folder or file, whatever its container.
 
     Args:
         path: Where they come from; a config.json and a preprocessor_config.json beside them are read.
         tensors: Source name to array, in the source's own layout.
         spec: As for ``read_checkpoint``.
+        like: A model of the registry with the same architecture, where the tensors alone do not tell it.
+        max_depth: Range of a metric model in metres, where neither tensors nor config tell it.
         name: As for ``read_checkpoint``.
         metadata: What the container says beside its tensors.
     Returns:
@@ -101,37 +90,41 @@ def assemble_checkpoint(
     """
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
+    if max_depth is not None:
+        if config is not None and ("format" in config or "model_type" in config):
+            raise OptionError(f"{folder / CONFIG} says what the range is: leave max_depth out, or correct it there.")
+        config = {**(config or {}), "max_depth": max_depth}
     if config is not None and "format" in config:
-        return _read_ours(folder, config, tensors)
-    family, dialect = recognise_dialect(tensors, path)
-    name = name or (folder.resolve().name if path.is_dir() else path.stem)
-    where = folder / CONFIG
-    if dialect in family.read_metadata:
-        where = path
-        architecture = family.read_metadata[dialect](metadata or {})
-        known = spec or published_as(path, name, family, architecture)
-    elif config is not None:
-        architecture = read_foreign_config(config, family)
-        known = spec or ModelSpec(name, family.name, architecture, family_processor(family), None, folder=folder)
-    else:
-        known = recognise_variant(path, name, family, dialect, tensors, spec)
-        architecture = known.config
-    if known.config != architecture:
-        raise CheckpointError(
-            f"{where} does not describe {known.name}{but_is(architecture)}: {differences(known.config, architecture)}. "
-            "Load the folder by its path without a name, or download the model again."
-        )
+        return _from_own_format(folder, config, tensors, like)
+    evidence = Evidence({name: array.shape for name, array in tensors.items()}, config, metadata)
+    family, dialect = detect(evidence, path)
+    known = identify(path, family, dialect, evidence, spec=spec, like=like, name=name)
     if (folder / PROCESSOR).exists():
-        processor = Processor.from_config(read_json(folder / PROCESSOR))
-        known = dataclasses.replace(known, processor=processor)
-    network = family.build(architecture)
-    weights = apply(family.weights[dialect], tensors)
-    if dialect == "gguf":
+        known = dataclasses.replace(known, processor=family.read_processor(read_json(folder / PROCESSOR)))
+    network = family.network(known.config)
+    weights = apply(family.dialects[dialect].rules, tensors)
+    if family.dialects[dialect].lost_axes:
         weights = with_front_axes(network, weights)
     return Checkpoint(known, dialect, to_mlx_layout(network, weights))
 
 
-def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand_over: bool = False) -> nn.Module:
+def _from_own_format(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, mx.array], like: ModelSpec | None
+) -> Checkpoint:
+    facts = read_own_config(folder, config)
+    if like is not None and like.config != facts.spec.config:
+        raise CheckpointError(f"{folder} is {facts.spec.name}, not {like.name}: leave --model out.")
+    return Checkpoint(facts.spec, OWN_DIALECT, dict(tensors), facts.quantization, facts.source)
+
+
+def following(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:
+    """The same weights under the rules of a reference, for photos, position tables and depth maps."""
+    spec = checkpoint.spec
+    config, processor = checkpoint.family.follow(spec.config, spec.processor, reference)
+    return dataclasses.replace(checkpoint, spec=dataclasses.replace(spec, config=config, processor=processor))
+
+
+def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand_over: bool = False) -> DepthNetwork:
     """Build the network and give it its weights.
 
     Args:
@@ -144,7 +137,7 @@ def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand
     Raises:
         CheckpointError: If a tensor is missing, unexpected or misshapen.
     """
-    network = checkpoint.family.build(checkpoint.spec.config)
+    network = checkpoint.family.network(checkpoint.spec.config)
     weights = dict(checkpoint.weights)
     if checkpoint.quantization is not None:
         if expand:
@@ -155,7 +148,8 @@ def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand
     if hand_over:
         checkpoint.weights.clear()
     network.load_weights(list(_evaluated(weights, dtype).items()))
-    return network.eval()
+    network.eval()
+    return network
 
 
 def _evaluated(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
@@ -205,7 +199,7 @@ def packable_layers(checkpoint: Checkpoint, group_size: int) -> tuple[list[str],
     Returns:
         Paths of the layers that are packed, and of those that stay as they are.
     """
-    modules = checkpoint.family.build(checkpoint.spec.config).named_modules()
+    modules = checkpoint.family.network(checkpoint.spec.config).named_modules()
     allowed = [path for path, module in modules if checkpoint.family.quantizable(path, module)]
     skipped = [path for path in allowed if checkpoint.weights[f"{path}.weight"].shape[-1] % group_size]
     return [path for path in allowed if path not in skipped], skipped
@@ -248,86 +242,8 @@ def write_checkpoint(
         CheckpointError: If a tensor holds NaN or infinity, or values too large for ``dtype``.
         SaveError: If the folder cannot be written.
     """
-    if out.exists():
-        raise OptionError(f"{out} exists: choose another folder, or remove it first.")
     weights = {name: cast_floating(array, dtype) for name, array in sorted(checkpoint.weights.items())}
     if release:
         checkpoint.weights.clear()
-
-    def written(name: str) -> None:
-        del weights[name]  # with it goes what MLX read to compute it
-        on_tensor(name)
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise SaveError(f"cannot write {out} ({error.strerror or error}): choose another folder.") from error
-    try:
-        (scratch / CONFIG).write_text(json.dumps(_our_config(checkpoint, source), indent=2) + "\n")
-        (scratch / "README.md").write_text(card)
-        write_shards(scratch, weights, shard_bytes, written)
-        scratch.chmod(0o755)
-        scratch.rename(out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise SaveError(f"cannot write {out} ({error.strerror or error}): check the free space.") from error
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    return out
-
-
-def _our_config(checkpoint: Checkpoint, source: Mapping[str, str]) -> dict[str, Any]:
-    spec = checkpoint.spec
-    return {
-        "format": FORMAT,
-        "name": spec.name,
-        "family": spec.family,
-        "depth_kind": spec.depth_kind.value,
-        "licence": spec.licence,
-        "parameters": spec.parameters,
-        "config": dataclasses.asdict(spec.config),
-        "processor": dataclasses.asdict(spec.processor),
-        "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
-        "source": dict(source),
-        "tool": f"mlx-depth {importlib.metadata.version('mlx-depth')}",
-    }
-
-
-_OUR_KEYS = {
-    *("format", "name", "family", "depth_kind", "licence", "parameters"),
-    *("config", "processor", "quantization", "source", "tool"),
-}
-
-
-def _read_ours(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> Checkpoint:
-    where = folder / CONFIG
-    if config["format"] != FORMAT:
-        raise CheckpointError(f"{where} has the format {config['format']!r}, not {FORMAT!r}: update mlx-depth.")
-    unknown = sorted(config.keys() - _OUR_KEYS)
-    if unknown:
-        raise CheckpointError(f"{where} has unknown keys: {listed(unknown)}. Update mlx-depth if the file is newer.")
-    try:
-        family = FAMILIES[config["family"]]
-        spec = ModelSpec(
-            name=config["name"],
-            family=family.name,
-            config=config_from_dict(family.config_type, config["config"]),
-            processor=config_from_dict(Processor, config["processor"]),
-            licence=config["licence"],
-            parameters=config["parameters"],
-            folder=folder,
-        )
-        quantization = config["quantization"] and _read_quantization(config["quantization"])
-    except KeyError as error:
-        raise CheckpointError(f"{where} lacks or does not know {error}: convert the checkpoint again.") from error
-    except OptionError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    return Checkpoint(spec, "mlx", dict(tensors), quantization, config["source"])
-
-
-def _read_quantization(data: Any) -> Quantization:
-    uniform = {"layers": {}, **data} if isinstance(data, dict) else data
-    quantization: Quantization = config_from_dict(Quantization, uniform)
-    return quantization
+    config = own_config(checkpoint.spec, checkpoint.quantization, source)
+    return write_folder(out, config, weights, card=card, shard_bytes=shard_bytes, on_tensor=on_tensor)

@@ -7,8 +7,10 @@ from typing import Any
 
 from mlx_depth.checkpoints import hub
 from mlx_depth.checkpoints.checkpoint import read_checkpoint
+from mlx_depth.checkpoints.resolve import published_spec, resolve_here
 from mlx_depth.errors import ModelNotFoundError
-from mlx_depth.registry import DEMO_FOLDER, FAMILIES, ModelSpec, find_model, find_published, list_models
+from mlx_depth.models.families import FAMILIES
+from mlx_depth.registry import DEMO_FOLDER, ModelSpec, list_models
 from mlx_depth.weights.rules import parameter_shapes
 from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
 
@@ -17,16 +19,16 @@ def models_table() -> list[dict[str, Any]]:
     """One row a model of the registry.
 
     Returns:
-        ``name``, ``alias``, ``parameters``, ``kind``, ``unit``, ``licence``, ``hub`` (repository) and ``downloaded``.
+        ``name``, ``alias``, ``parameters``, ``kind``, ``unit``, ``license``, ``hub`` (repository) and ``downloaded``.
     """
     return [
         {
             "name": spec.name,
-            "alias": ", ".join(spec.aliases),
+            "alias": next(iter(spec.aliases), ""),
             "parameters": spec.parameters,
             "kind": spec.depth_kind.value,
             "unit": spec.depth_kind.unit or None,
-            "licence": spec.licence,
+            "license": spec.license,
             "hub": _where(spec),
             "downloaded": is_here(spec),
         }
@@ -58,16 +60,15 @@ def describe_model(source: str | Path) -> dict[str, Any]:
         ModelNotFoundError: If there is no such model, or it is neither of the registry nor on this disk.
         CheckpointError: If its files are damaged.
     """
-    spec = _registered(source)
-    location = _find_here(source, spec)
-    if location is None and spec is not None:
+    spec = published_spec(source)
+    found = resolve_here(source)
+    if found is None and spec is not None:
         return _spec_facts(spec)
-    if location is None:
+    if found is None:
         raise ModelNotFoundError(
             f"{source} is not on this disk, and info downloads nothing: run mlx-depth predict --model {source} first."
         )
-    published = spec if location.repo is not None else None
-    checkpoint = read_checkpoint(location.path, published, name=location.repo)
+    checkpoint = read_checkpoint(found.path, found.spec, name=found.repo)
     weights = checkpoint.weights.values()
     stored = sum(array.nbytes for array in weights)
     facts = _spec_facts(checkpoint.spec)
@@ -76,7 +77,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     return {
         **facts,
         "dialect": checkpoint.dialect,
-        "revision": location.revision,
+        "revision": found.revision,
         "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
         "dtypes": sorted({dtype_name(array.dtype) for array in weights}),
         "tensors": len(checkpoint.weights),
@@ -84,23 +85,8 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     }
 
 
-def _registered(source: str | Path) -> ModelSpec | None:
-    """The registry's entry of a name, an alias or a Hub repository."""
-    if hub.is_name(source):
-        return find_model(str(source))
-    return find_published(str(source).partition("@")[0])
-
-
-def _find_here(source: str | Path, spec: ModelSpec | None) -> hub.Location | None:
-    if spec is None or not hub.is_name(source):
-        return hub.find_here(source)
-    if spec.folder is not None:
-        return hub.Location(spec.folder)
-    return None if spec.hub_id is None else hub.find_here(spec.hub_id)
-
-
 def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
-    network = FAMILIES[spec.family].build(spec.config)  # lazy arrays: shapes alone
+    network = FAMILIES[spec.family].network(spec.config)  # lazy arrays: shapes alone
     values = sum(map(math.prod, parameter_shapes(network).values()))
     return {
         "name": spec.name,
@@ -108,8 +94,8 @@ def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
         "kind": spec.depth_kind.description,
         "max_depth": spec.config.max_depth,
         "parameters": spec.parameters,
-        "licence": spec.licence,
-        "commercial_use": spec.commercial if spec.licence is not None else None,
+        "license": spec.license,
+        "commercial_use": spec.commercial if spec.license is not None else None,
         "hub": _where(spec),
         "memory_bytes": {name: values * dtype.size for name, dtype in DTYPES.items()},
         "config": dataclasses.asdict(spec.config),

@@ -1,119 +1,174 @@
-"""Which model a set of tensors is: family and dialect by signature, variant by shapes, the rest by official names."""
+"""Which model a checkpoint is: family and dialect as they decide, the rest from its config, its name, or the user."""
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlx_depth.errors import CheckpointError
-from mlx_depth.models.base import Family
-from mlx_depth.processor import Processor
-from mlx_depth.registry import FAMILIES, MODELS, ModelSpec
-from mlx_depth.weights.rules import listed, parameter_shapes
-from mlx_depth.weights.safetensors_io import CONFIG, weight_files
+from mlx_depth.models.base import Evidence, Family, Reading
+from mlx_depth.models.families import FAMILIES
+from mlx_depth.registry import MODELS, ModelSpec
+from mlx_depth.weights.choose import CONFIG
+from mlx_depth.weights.rules import listed, parameter_shapes, unknown_names
+from mlx_depth.weights.safetensors_io import weight_files
+
+RELATED_SHARE = 0.5  # of the names: from here on a key set is called another family's relative
 
 
-def recognise_dialect(tensors: Mapping[str, mx.array], path: Path) -> tuple[Family, str]:
-    for family in FAMILIES.values():
-        for dialect, signature in family.signatures.items():
-            if signature in tensors:
-                return family, dialect
-    raise CheckpointError(
-        f"{path} holds no model that mlx-depth knows (its first tensors: {listed(sorted(tensors))}). "
+def detect(evidence: Evidence, path: Path) -> tuple[Family, str]:
+    """Ask every family whether a checkpoint is its own.
+
+    Args:
+        evidence: Names and shapes of the tensors, config and metadata.
+        path: For the message.
+    Returns:
+        The family and the name of the dialect.
+    Raises:
+        CheckpointError: If no family takes it, or more than one does.
+    """
+    asked = [(family, family.detect(evidence)) for family in FAMILIES.values()]
+    owners = [(family, dialect) for family, dialect in asked if dialect is not None]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        names = " and ".join(f"{family.name} ({dialect})" for family, dialect in owners)
+        raise CheckpointError(f"{path} could be of {names}: put the config.json of its original beside it.")
+    raise CheckpointError(_nobodys(evidence, path))
+
+
+def _nobodys(evidence: Evidence, path: Path) -> str:
+    """Why no family takes it: another config, a relative, or something else altogether."""
+    tables = [(family, dialect) for family in FAMILIES.values() for dialect in family.dialects.values()]
+    for family, dialect in tables:
+        if dialect.owns(dataclasses.replace(evidence, config=None)):
+            return (
+                f"{CONFIG} says model_type {evidence.model_type!r:.60}, but the tensors are {family.name}'s: "
+                "take the config.json that belongs to these weights."
+            )
+    candidates = [(unknown_names(dialect.rules, evidence.shapes), family) for family, dialect in tables]
+    unknown, family = min(candidates, key=lambda candidate: len(candidate[0]))
+    count = len(unknown)
+    if 0 < count <= RELATED_SHARE * len(evidence.shapes):
+        return (
+            f"{path} is a relative of {family.name} that mlx-depth does not know: {count} of its tensors have names of "
+            f"their own ({listed(unknown)}). `mlx-depth models` lists the models that there are."
+        )
+    kind = f", and {CONFIG} says model_type {evidence.model_type!r:.60}" if evidence.model_type is not None else ""
+    return (
+        f"{path} holds no model that mlx-depth knows (its first tensors: {listed(sorted(evidence.shapes))}{kind}). "
         f"Name a checkpoint of a family that it knows: {', '.join(FAMILIES)}."
     )
 
 
-def read_foreign_config(config: Mapping[str, Any], family: Family) -> Any:
-    model_type = str(config.get("model_type"))
-    if model_type not in family.read_config:
-        raise CheckpointError(
-            f"{CONFIG} says model_type {model_type!r}, but the tensors are {family.name}'s "
-            f"({', '.join(family.read_config)}): take the config.json that belongs to these weights."
-        )
-    return family.read_config[model_type](config)
-
-
-# The authors' own file names; the variants that share all shapes differ in nothing else.
-_OFFICIAL = re.compile(
-    r"depth_anything(?:_(?P<v2>v2)(?:_metric_(?P<place>hypersim|vkitti))?)?_vit(?P<size>[sblg])(?:14)?"
-)
-_SIZE_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
-_PLACE_NAMES = {"hypersim": "metric-indoor-", "vkitti": "metric-outdoor-", None: ""}
-
-
-def recognise_variant(
-    path: Path, name: str, family: Family, dialect: str, tensors: Mapping[str, mx.array], spec: ModelSpec | None
+def identify(
+    path: Path,
+    family: Family,
+    dialect: str,
+    evidence: Evidence,
+    *,
+    spec: ModelSpec | None,
+    like: ModelSpec | None,
+    name: str | None,
 ) -> ModelSpec:
-    """Tensors tell the size; V1, V2 and metric files differ in their name alone, so the name tells the rest."""
-    config = family.recognise[dialect]({name: array.shape for name, array in tensors.items()})
+    """Say what model a checkpoint is, and under which name and license.
+
+    Only a registry name, its Hub repository or an official file name stand for a published model and its license.
+
+    Args:
+        path: Folder or file.
+        family: From ``detect``.
+        dialect: From ``detect``.
+        evidence: As for ``detect``.
+        spec: The published model that it is known to be.
+        like: A model with the same architecture, as the user says.
+        name: Name for a model that is not published; None: that of the folder or file.
+    Raises:
+        CheckpointError: If tensors, config, file name and the user's word contradict each other.
+    """
+    reading = family.dialects[dialect].read(evidence)
+    own_name = name or (path.resolve().name if path.is_dir() else path.stem)
     if spec is not None:
-        if not _same_shapes(spec.config, config):
-            raise CheckpointError(
-                f"{path} is not {spec.name}, its tensors are those of {_alike(config)}: name one of these, or none."
-            )
-        return spec
-    match = _OFFICIAL.search(weight_files(path)[0].stem.lower()) or _OFFICIAL.search(name.lower())
-    if match is None:
-        spec = next(spec for spec in MODELS.values() if spec.config == config)
-        warnings.warn(
-            f"{path} has no config.json and no official name: taken for {spec.name}. V1 and metric weights have the "
-            "same tensors; for those, put the config.json beside the file or give it its official name.",
-            stacklevel=2,
-        )
-        return dataclasses.replace(spec, name=name, licence=None, hub_id=None, aliases=())
-    version = "v2" if match["v2"] else "v1"
-    official = MODELS[f"depth-anything-{version}-{_PLACE_NAMES[match['place']]}{_SIZE_NAMES[match['size']]}"]
-    if not _same_shapes(official.config, config):
+        return _agreeing(path, spec, reading)
+    official = _official(path, own_name, family, evidence)
+    if official is not None and not same_shapes(official.config, reading.config):
         raise CheckpointError(
-            f"{path} is named like {official.name}, but its tensors are those of {_alike(config)}: correct the name."
+            f"{path} is named like {official.name}, but its tensors are those of {_alike(reading.config)}: "
+            "correct the name."
         )
-    return official
+    if like is not None:
+        config = _agreeing(path, like, reading).config
+        if official is not None and official.config == config:
+            return official
+        return ModelSpec(own_name, family.name, config, like.processor, None, folder=_folder(path))
+    if official is not None and (not reading.certain or official.config == reading.config):
+        return official
+    if not reading.certain:
+        return _guessed(path, own_name, reading)
+    return ModelSpec(own_name, family.name, reading.config, family.processor, None, folder=_folder(path))
 
 
-# The names under which depth-anything.cpp publishes its conversions.
-_OFFICIAL_GGUF = re.compile(r"depth-anything2-(metric-(hypersim|vkitti)-)?(small|base|large)")
+def _agreeing(path: Path, spec: ModelSpec, reading: Reading) -> ModelSpec:
+    if not reading.certain and not same_shapes(spec.config, reading.config):
+        raise CheckpointError(
+            f"{path} is not {spec.name}, its tensors are those of {_alike(reading.config)}: name one of these, or none."
+        )
+    if reading.certain and spec.config != reading.config:
+        published = next((f" but {other.name}" for other in MODELS.values() if other.config == reading.config), "")
+        where = (path if path.is_dir() else path.parent) / CONFIG
+        where = where if where.exists() else path
+        raise CheckpointError(
+            f"{where} does not describe {spec.name}{published}: {_differences(spec.config, reading.config)}. "
+            "Load the folder by its path without a name, or download the model again."
+        )
+    return spec
 
 
-def published_as(path: Path, name: str, family: Family, config: Any) -> ModelSpec:
-    """The published model of an official file name that has this config, else an entry that knows no licence."""
-    same = [spec for spec in MODELS.values() if spec.config == config and spec.hub_id is not None]
-    if same and _OFFICIAL_GGUF.match(path.name.lower()):
-        return same[0]
-    return ModelSpec(name, family.name, config, family_processor(family), None)
+def _official(path: Path, own_name: str, family: Family, evidence: Evidence) -> ModelSpec | None:
+    """The published model of an official name; a transformers config describes somebody's own."""
+    if evidence.model_type is not None:
+        return None
+    file = path if path.is_file() else weight_files(path)[0]
+    name = family.published_name(file.stem) or family.published_name(own_name)
+    return MODELS[name] if name is not None else None
 
 
-def family_processor(family: Family) -> Processor:
-    return next(spec.processor for spec in MODELS.values() if spec.family == family.name)
+def _guessed(path: Path, own_name: str, reading: Reading) -> ModelSpec:
+    spec = next(spec for spec in MODELS.values() if spec.config == reading.config)
+    warnings.warn(
+        f"{path} has no config.json and no official name: taken for {spec.name}. Other models have the same tensors; "
+        "for those, put the config.json beside the file, give it its official name, or name the model (--model).",
+        stacklevel=2,
+    )
+    return dataclasses.replace(spec, name=own_name, license=None, hub_id=None, aliases=(), folder=_folder(path))
 
 
-def differences(expected: Any, found: Any) -> str:
-    ours, theirs = _flat(expected), _flat(found)
-    return ", ".join(f"{key} is {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key])
-
-
-def but_is(config: Any) -> str:
-    """The published model that a config describes, where there is one."""
-    return next((f" but {spec.name}" for spec in MODELS.values() if spec.config == config), "")
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _alike(config: Any) -> str:
     """The published models whose tensors have the same names and shapes."""
-    names = [spec.name for spec in MODELS.values() if spec.hub_id is not None and _same_shapes(spec.config, config)]
+    names = [spec.name for spec in MODELS.values() if spec.hub_id is not None and same_shapes(spec.config, config)]
     return " or ".join(names) or "no published model"
 
 
-def _same_shapes(one: Any, other: Any) -> bool:
+def same_shapes(one: Any, other: Any) -> bool:
+    """Whether networks of two configs have parameters of the same names and shapes."""
     if type(one) is not type(other):
         return False
     family = next(family for family in FAMILIES.values() if family.config_type is type(one))
-    return parameter_shapes(family.build(one)) == parameter_shapes(family.build(other))
+    return parameter_shapes(family.network(one)) == parameter_shapes(family.network(other))
 
 
-def _flat(config: Any) -> dict[str, Any]:
-    parts = dataclasses.asdict(config)
-    return {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+def _differences(expected: Any, found: Any) -> str:
+    ours, theirs = _flat(dataclasses.asdict(expected)), _flat(dataclasses.asdict(found))
+    return ", ".join(f"{key} is {theirs.get(key)}, not {ours[key]}" for key in ours if ours[key] != theirs.get(key))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

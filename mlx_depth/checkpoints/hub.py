@@ -1,140 +1,180 @@
-"""From what the user names (a folder, a file, a Hugging Face repository) to files on this machine."""
+"""The Hugging Face Hub: the cache, downloads, uploads, and clear errors; the one place that knows its library."""
 
-import difflib
 import errno
 import json
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlx_depth.errors import ModelNotFoundError, OptionError
+from mlx_depth.weights.choose import BESIDE, CONFIG, INDEX, PROCESSOR, choose, holds_weights
+from mlx_depth.weights.safetensors_io import weight_files
 
-_WEIGHTS = "*.safetensors"
-_WANTED = (
-    "config.json",
-    "preprocessor_config.json",
-    "*.safetensors.index.json",
-    "README*",
-    "LICENSE*",
-)
-_CONVERTIBLE = (".pth", ".pt", ".bin", ".ckpt", ".gguf")
-_TO_CONVERT = tuple(f"*{suffix}" for suffix in _CONVERTIBLE)
 _USE_DEMO = "or take the bundled model, which needs no network: --model mlx-depth-demo"
 _LOG_IN = "log in (hf auth login, or set HF_TOKEN)"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where a checkpoint lies on this machine.
-
-    ``path`` is a folder that holds ``*.safetensors`` (or, where asked for, files to convert), or one such file.
-    ``repo`` and ``revision`` (the commit) say which Hub repository it is a copy of; both ``None`` for the user's own
-    files.
-    """
-
-    path: Path
-    repo: str | None = None
-    revision: str | None = None
+def is_cached(repo: str) -> bool:
+    """Whether a repository ``owner/name`` is in the Hugging Face cache, its default branch; asks nobody."""
+    return cached(repo, "main") is not None
 
 
-def is_name(source: str | Path) -> bool:
-    """Whether a source is a word for the registry: neither a local path nor ``owner/name``.
+def cached(repo: str, revision: str, *, inside: str = "", convertible: bool = False) -> Path | None:
+    """The snapshot of a repository in the Hugging Face cache, if it holds weights; its name is its commit. Asks nobody.
 
     Args:
-        source: As for ``locate``, which refuses such words.
+        repo: ``owner/name``.
+        revision: Branch, tag or commit.
+        inside: Folder or file in the repository.
+        convertible: As for ``weights.choose.choose``.
+    Raises:
+        ModelNotFoundError: If this cannot be the name of a repository.
+    """
+    folder = _snapshot_folder(repo, revision)
+    return folder if folder is not None and _has_weights(folder / inside, convertible) else None
+
+
+def _snapshot_folder(repo: str, revision: str) -> Path | None:
+    """Where the cache keeps a revision, whoever filled it: huggingface_hub itself hides what it did not complete."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ModelNotFoundError(
+            f"'{repo}' cannot be a Hub repository: write owner/name, or ./{repo} for a folder of yours."
+        ) from error
+    storage = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
+    reference = storage / "refs" / revision
+    folder = storage / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    return folder if folder.is_dir() else None
+
+
+def _has_weights(place: Path, convertible: bool) -> bool:
+    """Whether a cached folder or file is all there; of shards, every one."""
+    if not place.is_dir():
+        return place.is_file()
+    if not holds_weights(_names(place), convertible=convertible):
+        return False
+    return not (place / INDEX).is_file() or all(file.is_file() for file in weight_files(place))
+
+
+def fetch(
+    repo: str, revision: str, *, inside: str = "", convertible: bool = False, progress: bool = True
+) -> tuple[Path, str]:
+    """Bring a checkpoint's files onto this machine, into the usual Hugging Face cache (``HF_HOME``).
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit.
+        inside: Folder or file in the repository.
+        convertible: As for ``weights.choose.choose``.
+        progress: Show the Hub's progress bar on stderr.
     Returns:
-        True for ``depth-anything-v2-small``, False for ``./model``, ``model.safetensors`` and ``owner/name``.
-    """
-    return not is_path(source) and "/" not in str(source).partition("@")[0]
-
-
-def is_path(source: str | Path) -> bool:
-    """Whether a source can only be a local path; ``owner/name`` can be both.
-
-    Args:
-        source: As for ``locate``.
-    """
-    if isinstance(source, Path):
-        return True
-    return (
-        source.startswith(("/", "./", "../", "~"))
-        or source.endswith(("/", ".safetensors", *_CONVERTIBLE))
-        or source in (".", "..")
-        or source.partition("@")[0].count("/") > 1
-    )
-
-
-def locate(
-    source: str | Path, *, revision: str | None = None, progress: bool = True, convertible: bool = False
-) -> Location:
-    """Find a checkpoint; download it from the Hugging Face Hub where it is not in the cache yet.
-
-    Args:
-        source: A local path: any ``Path``, or a string that starts with ``/``, ``./``, ``../`` or ``~``,
-            ends with ``/`` or a checkpoint's suffix (``.safetensors``, ``.pth``, ``.gguf`` …), or has two or more
-            slashes. Or a repository ``owner/name[@revision]``; a local folder ``owner/name`` that holds a checkpoint
-            comes first unless a revision is given. A word without a slash is never taken from the current directory.
-        revision: Branch, tag or commit of the repository; its default branch if ``None``.
-        progress: Show the Hub's progress bar on stderr while files are downloaded.
-        convertible: Take ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.gguf`` files, too, and folders and repositories
-            that hold these alone.
-    Returns:
-        The local files. A cached repository is used as it is when the Hub cannot be reached.
+        The snapshot's folder and its commit. What is cached is used as it is when the Hub cannot be reached.
     Raises:
         ModelNotFoundError: If there is no such checkpoint, or it cannot be downloaded.
-        OptionError: If a revision is given twice, or for a local path.
-
-    Files land in the usual Hugging Face cache (``HF_HOME``).
     """
-    if is_name(source):
-        raise ModelNotFoundError(
-            f"no model '{source}': mlx-depth models lists all names; write ./{source} for a folder of yours."
+    here = cached(repo, revision, inside=inside, convertible=convertible)
+    if here is not None and here.name == revision and _looks_whole(here / inside):
+        return here, revision  # a commit never changes: nothing to ask
+    try:
+        commit, names = _ask(repo, revision)
+    except _hub_errors() as error:
+        if here is not None:
+            if not _looks_whole(here / inside):
+                warnings.warn(f"{repo} is in the cache without {PROCESSOR}, and the Hub cannot be asked.", stacklevel=4)
+            return here, here.name
+        otherwise = (
+            f"cannot get {repo}@{revision} from the Hugging Face Hub ({_reason(error)}) and it is not in "
+            f"the cache: check the connection and try again, {_USE_DEMO}."
         )
-    wanted = (_WEIGHTS, *_TO_CONVERT) if convertible else (_WEIGHTS,)
-    if is_path(source):
-        if revision is not None:
-            raise OptionError(f"{source} is a local path: leave revision '{revision}' out.")
-        return _local(Path(source).expanduser(), wanted)
-    repo, revision = _split_revision(str(source), revision)
-    if revision is None and _holds_checkpoint(Path(repo)):
-        return _local(Path(repo), wanted)
-    return _remote(repo, revision or "main", progress, wanted)
+        raise ModelNotFoundError(_explain(error, repo, revision, otherwise)) from None
+    wanted = _wanted(repo, names, inside, convertible)
+    if here is not None and here.name == commit and all((here / name).is_file() for name in wanted):
+        return here, commit
+    folder = _download(repo, revision, progress, wanted)
+    return folder, folder.name
 
 
-def find_here(source: str | Path) -> Location | None:
-    """Find a checkpoint on this machine alone; asks nobody and downloads nothing.
-
-    Args:
-        source: As for ``locate``.
-    Returns:
-        The local files; None for a repository, or a revision of it, that is not in the Hugging Face cache.
-    Raises:
-        ModelNotFoundError: If a local path leads to no checkpoint, or the source cannot be a repository.
-        OptionError: If the source ends with ``@``.
-    """
-    if is_path(source):
-        return locate(source)
-    repo, revision = _split_revision(str(source), None)
-    if revision is None and _holds_checkpoint(Path(repo)):
-        return _local(Path(repo), (_WEIGHTS,))
-    folder = _cached(repo, revision or "main", (_WEIGHTS,))
-    return None if folder is None else Location(folder, repo, folder.name)
+def _names(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
 
 
-def is_cached(repo: str) -> bool:
-    """Whether a repository is in the Hugging Face cache; asks nobody.
+def _looks_whole(place: Path) -> bool:
+    """Whether both configs are there: another program may have taken the weights alone."""
+    return place.is_file() or all((place / name).is_file() for name in (CONFIG, PROCESSOR))
 
-    Args:
-        repo: ``owner/name`` on the Hub; its default branch is meant.
-    Returns:
-        True if ``locate(repo)`` works without a network.
-    """
-    return _cached(repo, "main", (_WEIGHTS,)) is not None
+
+def _wanted(repo: str, names: Sequence[str], inside: str, convertible: bool) -> list[str]:
+    """The files of a repository that make up its checkpoint: weights, and what stands beside them."""
+    folder = inside
+    if inside in names:
+        folder = inside.rpartition("/")[0]
+    start = f"{folder}/" if folder else ""
+    level = [name.removeprefix(start) for name in names if name.startswith(start)]
+    level = [name for name in level if "/" not in name]
+    if inside in names:
+        weights: Sequence[str] = (inside.removeprefix(start),)
+    elif not holds_weights(level, convertible=True) and (deeper := _folders_with_weights(names, convertible)):
+        raise ModelNotFoundError(
+            f"{repo} has its weights in folders: name one of {', '.join(f'{repo}/{each}' for each in deeper)}."
+        )
+    else:
+        where = f"{repo}/{folder}" if folder else repo
+        weights = choose(level, where=where, convertible=convertible)
+    beside = [name for name in level if any(fnmatchcase(name, pattern) for pattern in BESIDE)]
+    return [start + name for name in dict.fromkeys([*beside, *weights])]
+
+
+def _folders_with_weights(names: Sequence[str], convertible: bool) -> list[str]:
+    folders = sorted({name.rpartition("/")[0] for name in names if "/" in name})
+    return [
+        folder
+        for folder in folders
+        if holds_weights(
+            [name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder], convertible=convertible
+        )
+    ]
+
+
+def _ask(repo: str, revision: str) -> tuple[str, list[str]]:
+    """Commit and file names, within a time limit: ``snapshot_download`` asks the same without one."""
+    from huggingface_hub import HfApi, constants
+
+    info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    return str(info.sha), [file.rfilename for file in info.siblings or []]
+
+
+def _download(repo: str, revision: str, progress: bool, wanted: Sequence[str]) -> Path:
+    try:
+        with _progress_bars(progress):
+            return _snapshot(repo, revision, wanted)
+    except _hub_errors() as error:
+        otherwise = (
+            f"the download of {repo} was interrupted ({_reason(error)}): run the same again, "
+            "files that are complete are kept."
+        )
+        raise ModelNotFoundError(_explain(error, repo, revision, otherwise)) from None
+
+
+def _snapshot(repo: str, revision: str, wanted: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=[_literal(name) for name in wanted]))
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches this name alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def upload_folder(folder: Path, repo: str, *, message: str) -> str:
@@ -159,7 +199,7 @@ def upload_folder(folder: Path, repo: str, *, message: str) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except _hub_errors() as error:
         otherwise = f"cannot upload {folder} to {repo} ({_reason(error)}): {_LOG_IN}, or upload it with hf upload."
-        raise ModelNotFoundError(_explain(error, repo, "main", otherwise)) from error
+        raise ModelNotFoundError(_explain(error, repo, "main", otherwise)) from None
     return f"https://huggingface.co/{repo}"
 
 
@@ -167,134 +207,6 @@ def check_repo(repo: str) -> None:
     """Raise ``OptionError`` unless the text can be a repository's ``owner/name``."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo, re.ASCII):
         raise OptionError(f"{repo!r} cannot be a Hub repository: write owner/name.")
-
-
-def _split_revision(source: str, revision: str | None) -> tuple[str, str | None]:
-    repo, at, written = source.partition("@")
-    if not at:
-        return repo, revision
-    if not written:
-        raise OptionError(f"'{source}' ends with @: write a branch, tag or commit after it, or leave it out.")
-    if revision is not None:
-        raise OptionError(f"'{source}' names a revision already: leave revision '{revision}' out.")
-    return repo, written
-
-
-# Local files.
-
-
-def _local(path: Path, wanted: tuple[str, ...]) -> Location:
-    if not path.exists():
-        raise ModelNotFoundError(f"no file or folder {path}: {_near_names(path)}")
-    if path.is_dir() and not any(next(path.glob(pattern), None) for pattern in wanted):
-        raise ModelNotFoundError(_no_weights(str(path), [child.name for child in path.iterdir()]))
-    if path.is_file() and not any(_matches(path.name, pattern) for pattern in wanted):
-        raise ModelNotFoundError(f"{path} is not a .safetensors file: {_instead_of(path.name)}")
-    return Location(path)
-
-
-def _holds_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or any(folder.glob(_WEIGHTS))
-
-
-def _near_names(path: Path) -> str:
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        return f"its folder {parent} does not exist either, check the spelling."
-    near = difflib.get_close_matches(path.name, [child.name for child in parent.iterdir()])
-    if not near:
-        return f"nothing in {parent} has a name like it, check the spelling."
-    return f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
-
-
-def _no_weights(where: str, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:8]) or "nothing"
-    return f"{where} has no {_WEIGHTS} (it holds {shown}): {_instead_of(*sorted(names))}"
-
-
-def _instead_of(*names: str) -> str:
-    convertible = next((name for name in names if name.endswith(_CONVERTIBLE)), None)
-    if convertible is not None:
-        return f"convert {convertible} first (mlx-depth convert --help)."
-    return "name a folder, a file or a repository with a model's weights."
-
-
-# The Hub.
-
-
-def _remote(repo: str, revision: str, progress: bool, wanted: tuple[str, ...]) -> Location:
-    cached = _cached(repo, revision, wanted)
-    if cached is not None and cached.name == revision:
-        return Location(cached, repo, revision)  # a commit never changes: nothing to ask
-    try:
-        commit, names = _ask(repo, revision)
-    except _hub_errors() as error:
-        if cached is not None:
-            return Location(cached, repo, cached.name)
-        otherwise = (
-            f"cannot get {repo}@{revision} from the Hugging Face Hub ({_reason(error)}) and it is not in "
-            f"the cache: check the connection and try again, {_USE_DEMO}."
-        )
-        raise ModelNotFoundError(_explain(error, repo, revision, otherwise)) from error
-    if cached is not None and cached.name == commit:
-        return Location(cached, repo, commit)
-    weights = next((pattern for pattern in wanted if any(_matches(name, pattern) for name in names)), None)
-    if weights is None:
-        raise ModelNotFoundError(_no_weights(repo, names))
-    folder = _download(repo, revision, progress, weights)
-    return Location(folder, repo, folder.name)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return "/" not in name and fnmatchcase(name, pattern)
-
-
-def _cached(repo: str, revision: str, wanted: tuple[str, ...]) -> Path | None:
-    """The complete snapshot in the cache; its name is its commit."""
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = _snapshot(repo, revision, _WEIGHTS, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise ModelNotFoundError(
-            f"'{repo}' cannot be a Hub repository: write owner/name, or ./{repo} for a folder of yours."
-        ) from error
-    return folder if any(next(folder.glob(pattern), None) for pattern in wanted) else None
-
-
-def _ask(repo: str, revision: str) -> tuple[str, list[str]]:
-    """Commit and file names, within a time limit: ``snapshot_download`` asks the same without one."""
-    from huggingface_hub import HfApi, constants
-
-    info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    return str(info.sha), [file.rfilename for file in info.siblings or []]
-
-
-def _download(repo: str, revision: str, progress: bool, weights: str) -> Path:
-    try:
-        with _progress_bars(progress):
-            return _snapshot(repo, revision, weights, local_files_only=False)
-    except _hub_errors() as error:
-        otherwise = (
-            f"the download of {repo} was interrupted ({_reason(error)}): run the same again, "
-            "files that are complete are kept."
-        )
-        raise ModelNotFoundError(_explain(error, repo, revision, otherwise)) from error
-
-
-def _snapshot(repo: str, revision: str, weights: str, *, local_files_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(
-        repo,
-        revision=revision,
-        allow_patterns=[*_WANTED, weights],
-        ignore_patterns="*/*",
-        local_files_only=local_files_only,
-    )
-    return Path(folder)
 
 
 @contextmanager
@@ -334,7 +246,7 @@ def _explain(error: Exception, repo: str, revision: str, otherwise: str) -> str:
 
     page = f"https://huggingface.co/{repo}"
     if isinstance(error, GatedRepoError):
-        return f"{repo} is gated: accept its licence at {page}, then {_LOG_IN}."
+        return f"{repo} is gated: accept its license at {page}, then {_LOG_IN}."
     if isinstance(error, RepositoryNotFoundError):
         return f"no repository {repo} on the Hugging Face Hub: check the spelling or, if private, {_LOG_IN}."
     if isinstance(error, RevisionNotFoundError):

@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlx_depth import __version__
 from mlx_depth.cli import convert, coreml, models, predict
 from mlx_depth.cli.terminal import say
 from mlx_depth.errors import MlxDepthError
+from mlx_depth.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

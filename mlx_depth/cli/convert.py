@@ -58,7 +58,7 @@ def _run_convert(options: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     spec, report = done.spec, done.report
-    say(f"{spec.name}: {spec.depth_kind.description}, licence {spec.licence or 'unknown'}")
+    say(f"{spec.name}: {spec.depth_kind.description}, license {spec.license or 'unknown'}")
     if done.skipped:
         names = ", ".join(done.skipped[:4]) + (" …" if len(done.skipped) > 4 else "")
         say(f"{len(done.skipped)} layers are not quantized, as {options.group_size} does not divide them: {names}")
@@ -69,7 +69,7 @@ def _run_convert(options: argparse.Namespace) -> int:
     facts = {
         "path": str(done.path),
         "model": spec.name,
-        "licence": spec.licence,
+        "license": spec.license,
         "skipped": done.skipped,
         "url": done.url,
     }

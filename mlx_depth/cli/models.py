@@ -10,7 +10,7 @@ from mlx_depth.cli.terminal import aligned, lines
 
 def add_verbs(verbs: Any) -> None:
     """Declare the verbs on what ``ArgumentParser.add_subparsers`` returned."""
-    models = verbs.add_parser("models", help="list all models, their licence and whether they are downloaded")
+    models = verbs.add_parser("models", help="list all models, their license and whether they are downloaded")
     models.add_argument("--json", action="store_true", help="one JSON array instead of a table")
     models.set_defaults(run=_run_models)
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlx_depth.checkpoints import hub
+from mlx_depth.checkpoints.resolve import canonical_name
 from mlx_depth.cli.terminal import input_size, say
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.save import FORMATS
 from mlx_depth.jobs.distributed import Ranks, join_ranks
 from mlx_depth.jobs.folder import DEFAULT_FORMATS, Outcome, Settings, find_images, predict_files, unfinished
-from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load, resolve_dtype
-from mlx_depth.registry import ModelSpec, find_model
+from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load
+from mlx_depth.registry import ModelSpec
+from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
 
 PROGRESS_SECONDS = 10  # between the progress lines of a rank
@@ -47,7 +48,7 @@ def add_verbs(verbs: Any) -> None:
     add("--batch-size", type=int, default=1, metavar="N", help="images that the network sees at once (default: 1)")
     add("--resume", action="store_true", help="skip images whose results are complete, redo the others")
     add("--overwrite", action="store_true", help="replace results that exist")
-    add("--verbose", action="store_true", help="say which model, licence and number format are used")
+    add("--verbose", action="store_true", help="say which model, license and number format are used")
     add("--json", action="store_true", help="one JSON object a line and image on stdout")
     predict.set_defaults(run=_run_predict)
 
@@ -56,7 +57,7 @@ def _run_predict(options: argparse.Namespace) -> int:
     formats = [name.strip() for name in options.format.split(",")] + ["side-by-side"] * options.side_by_side
     out = options.out.expanduser()
     settings = Settings(
-        model=find_model(options.model).name if hub.is_name(options.model) else options.model,
+        model=str(canonical_name(options.model)),
         dtype=dtype_name(resolve_dtype(options.dtype)),
         revision=options.revision,
         input_size=options.input_size,
@@ -68,7 +69,7 @@ def _run_predict(options: argparse.Namespace) -> int:
     def open_model() -> DepthModel:
         model = load(settings.model, dtype=settings.dtype, revision=settings.revision, progress=show_progress)
         if options.verbose:
-            say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_licence(model.spec)}, {settings.dtype}")
+            say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_license(model.spec)}, {settings.dtype}")
         return model
 
     ranks = join_ranks()
@@ -161,7 +162,7 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
     return {**outcome.sidecar, "image": outcome.image, "files": files}
 
 
-def _licence(spec: ModelSpec) -> str:
-    if spec.licence is None:
-        return "licence unknown"
-    return f"licence {spec.licence}{'' if spec.commercial else ' (not for commercial use)'}"
+def _license(spec: ModelSpec) -> str:
+    if spec.license is None:
+        return "license unknown"
+    return f"license {spec.license}{'' if spec.commercial else ' (not for commercial use)'}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.metadata
 import json
 import os
 import secrets
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from mlx_depth.errors import OptionError, SaveError
 from mlx_depth.result import DepthKind, DepthResult
+from mlx_depth.version import __version__
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
@@ -109,7 +109,7 @@ def sidecar(result: DepthResult) -> dict[str, Any]:
         JSON-ready: ``kind``, ``unit``, ``larger_is``, ``min`` and ``max`` of the finite depth, ``max_depth``,
         ``png16`` (``depth = value * scale + offset`` where value is not ``no_data``), ``size`` and
         ``input_size`` (height, width), ``focal_length_px``, ``camera``, ``model``, ``revision``, ``dtype``,
-        ``licence``, ``image``, and the version of ``mlx_depth``. What is not known is None.
+        ``license``, ``image``, and the version of ``mlx_depth``. What is not known is None.
     """
     low, high = result.depth_range or (None, None)
     scale, offset = png16_scale(result)
@@ -128,9 +128,9 @@ def sidecar(result: DepthResult) -> dict[str, Any]:
         "model": result.model,
         "revision": result.revision,
         "dtype": result.dtype,
-        "licence": result.licence,
+        "license": result.license,
         "image": result.source,
-        "mlx_depth": importlib.metadata.version("mlx-depth"),
+        "mlx_depth": __version__,
     }
 
 

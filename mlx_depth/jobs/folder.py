@@ -1,12 +1,10 @@
 """Folders of photos to folders of results: finding images, naming outputs, skipping what is done."""
 
 import ctypes
-import glob
 import importlib.util
 import itertools
 import json
 import os
-import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote
 
 from mlx_depth.errors import ImageError, MlxDepthError, OptionError, SaveError
 from mlx_depth.io.colormaps import colormap_table
+from mlx_depth.io.find import Failed, Found, absolute, find, is_url
 from mlx_depth.io.image import ImageSource
 from mlx_depth.io.save import FORMATS, atomic_write, save, sidecar
 from mlx_depth.predictor import DepthModel, predict_stream
@@ -28,13 +26,6 @@ from mlx_depth.result import DepthResult
 DEFAULT_FORMATS = ("npy", "color")
 WRITING_THREADS = 4  # packing a PNG takes longer than a small network on a GPU
 TRIM_EVERY = 50  # images
-# What is taken from a folder or a pattern; a file that is named outright may be called anything.
-# fmt: off
-IMAGE_SUFFIXES = frozenset([
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm",
-    ".png", ".ppm", ".tif", ".tiff", ".webp",
-])
-# fmt: on
 # Formats that share a suffix with another get their name into the file name.
 _NAMED = {"png16": "_depth", "color": "_color", "gray": "_gray", "side-by-side": "_side-by-side"}
 
@@ -109,8 +100,7 @@ def find_images(
     """List the images that paths stand for.
 
     Args:
-        paths: Image files, folders, URLs, glob patterns, and ``.txt`` files with one of these a line (seen from the
-            working folder). From folders and patterns, visible files with a suffix of ``IMAGE_SUFFIXES`` are taken.
+        paths: As for ``io.find.find``.
         recursive: Look into folders within folders; their names are kept below the output folder.
         out: The output folder, which is left out where it lies inside an input folder.
     Returns:
@@ -120,138 +110,17 @@ def find_images(
     Raises:
         OptionError: If the output folder is an input folder: its pictures would become input.
     """
-    finder = _Finder(recursive, out.resolve() if out is not None else None)
-    found: dict[str, _Found] = {}
+    found: list[Found] = []
     failed: list[Outcome] = []
-    for item in itertools.chain.from_iterable(map(finder.find, paths)):
-        if isinstance(item, Outcome):
-            failed.append(item)
+    for item in find(paths, recursive=recursive, skip=out):
+        if isinstance(item, Failed):
+            failed.append(Outcome(item.path, error=item.error))
         else:
-            found.setdefault(item.source if _is_url(item.source) else _absolute(item.source), item)
-    return _jobs(list(found.values())), failed
+            found.append(item)
+    return _jobs(found), failed
 
 
-@dataclass(frozen=True)
-class _Found:
-    source: str
-    name: Path  # below the folder that was searched
-    folder: str  # name of that folder, or host of a URL
-
-    def names(self) -> list[Path]:
-        """Stems that would do, the plainest first."""
-        plain, inside = self.name.with_name(self.name.stem), Path(self.folder)
-        return list(dict.fromkeys([plain, self.name, inside / plain, inside / self.name]))
-
-
-@dataclass(frozen=True)
-class _Finder:
-    recursive: bool
-    skip: Path | None  # resolved output folder
-
-    def find(self, path: str, *, in_list: bool = False) -> Iterator[_Found | Outcome]:
-        """The images that one path stands for, or one error."""
-        try:
-            yield from self._expand(path, in_list)
-        except ImageError as error:
-            yield Outcome(path, error=error)
-        except (OSError, RuntimeError) as error:  # no access, a name too long, ~ of nobody
-            yield Outcome(path, error=ImageError(f"{path} cannot be read ({error}): check the path."))
-
-    def _expand(self, path: str, in_list: bool) -> Iterator[_Found | Outcome]:
-        if not path:
-            raise ImageError("a path is empty: check the command.")
-        if _is_url(path):
-            yield _named_url(path)
-            return
-        place = Path(path).expanduser()
-        if place.is_dir():
-            yield from self._named_folder(place)
-        elif place.suffix.lower() == ".txt" and place.is_file() and not in_list:
-            for line in _lines(place):
-                yield from self.find(line, in_list=True)
-        elif place.exists() or not glob.has_magic(path):
-            yield _named_file(place)  # one that is missing is reported when it is loaded
-        else:
-            yield from self._matches(place)
-
-    def _named_folder(self, folder: Path) -> Iterator[_Found]:
-        if folder.resolve() == self.skip:
-            raise OptionError(f"{folder} is both input and output: choose another output folder with -o.")
-        files = self._in_folder(folder, folder)
-        if not files:
-            deeper = "" if self.recursive else ", or add --recursive to look into its folders"
-            raise ImageError(f"{folder} holds no image: check the path{deeper}.")
-        yield from files
-
-    def _in_folder(self, folder: Path, base: Path) -> list[_Found]:
-        files = sorted(folder.glob("**/*" if self.recursive else "*"))
-        return [_below(file, base) for file in files if self._is_image(file, base)]
-
-    def _matches(self, pattern: Path) -> Iterator[_Found]:
-        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-        matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
-        found = [_below(match, base) for match in matches if self._is_image(match, base)]
-        for folder in matches:
-            if folder.is_dir() and folder.resolve() != self.skip:
-                found += self._in_folder(folder, base)
-        if not found:
-            raise ImageError(f"no image matches {pattern}: check the pattern.")
-        yield from found
-
-    def _is_image(self, file: Path, below: Path) -> bool:
-        """Whether a file that nobody named is meant: a visible image that is not one of our results."""
-        return (
-            file.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") and part != ".." for part in file.relative_to(below).parts)
-            and file.is_file()
-            and not self._is_result(file, below)
-        )
-
-    def _is_result(self, file: Path, below: Path) -> bool:
-        """Whether the output folder lies within the searched one, and the file within the output folder."""
-        return self.skip is not None and below.resolve() in self.skip.parents and self.skip in file.resolve().parents
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path
-
-
-def _absolute(path: str | Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  # resolve() would give a link the name of its target
-
-
-def _below(file: Path, base: Path) -> _Found:
-    """A file that a folder or a pattern led to: it keeps its place below the fixed part of the path."""
-    name = file.relative_to(base)
-    return _named_file(file) if ".." in name.parts else _Found(str(file), name, base.resolve().name)
-
-
-def _named_file(file: Path) -> _Found:
-    return _Found(str(file), Path(file.name), Path(_absolute(file)).parent.name)
-
-
-def _named_url(url: str) -> _Found:
-    host, _, place = url.partition("://")[2].partition("/")
-    name = Path(unquote(re.split("[?#]", place)[0])).name
-    return _Found(url, Path(_plain(name) or "image"), _plain(host.rpartition("@")[2]))
-
-
-def _plain(name: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[^\w. -]", "_", name).strip(". ")
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ImageError(f"{file} is not a list of paths ({error}): save it as UTF-8 text.") from error
-    if not any(lines):
-        raise ImageError(f"{file} is empty: write one path a line.")
-    return [line for line in lines if line]
-
-
-def _jobs(found: list[_Found]) -> list[Job]:
+def _jobs(found: list[Found]) -> list[Job]:
     """Give each image the plainest stem that no other could have; volumes of Macs do not tell A from a."""
     claims = Counter(_key(name) for item in found for name in item.names())
     jobs = []
@@ -324,14 +193,14 @@ def _in_the_way(job: Job, out: Path, settings: Settings, resume: bool) -> list[P
 
 def _is_of(job: Job, out: Path, facts: dict[str, Any]) -> bool:
     recorded = facts["image"]
-    if _is_url(job.source):
+    if is_url(job.source):
         return bool(recorded == job.source)
-    return _absolute(job.sidecar(out).parent / recorded) == _absolute(job.source)
+    return absolute(job.sidecar(out).parent / recorded) == absolute(job.source)
 
 
 def _image_path(job: Job, out: Path) -> str:
     """Seen from the sidecar, so that it holds from any working folder."""
-    return job.source if _is_url(job.source) else os.path.relpath(job.source, job.sidecar(out).parent)
+    return job.source if is_url(job.source) else os.path.relpath(job.source, job.sidecar(out).parent)
 
 
 def _read_sidecar(job: Job, out: Path) -> dict[str, Any] | None:

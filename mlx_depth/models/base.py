@@ -1,18 +1,235 @@
-"""What the rest of the library needs to know about a model family, as data."""
+"""What a network and a model family are: the contract that every folder of ``models/`` keeps.
 
-import dataclasses
-import typing
+Photo → ``Processor`` → ``pixel_values`` → ``DepthNetwork`` → ``DepthOutputs`` → ``Family.postprocess`` → result.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.errors import CheckpointError
-from mlx_depth.processor import Reference
+from mlx_depth.errors import OptionError
+from mlx_depth.nn.resize import resize
+from mlx_depth.processor import Processor, Reference, resize_depth
+from mlx_depth.result import DepthKind
 from mlx_depth.weights.rules import Rule
 
+Size = tuple[int, int]
 Shapes = Mapping[str, tuple[int, ...]]
+Takes = Literal["image", "views", "video"]
+_AXES: dict[Takes, str] = {"image": "(B, H, W, 3)", "views": "(B, V, H, W, 3)", "video": "(B, T, H, W, 3)"}
+
+
+class DepthOutputs(NamedTuple):
+    """What a network computes, at its own input size. Networks of views have V behind B, those of clips T.
+
+    A new output is a field here, and each family's ``postprocess`` says what becomes of it: none is dropped silently.
+    """
+
+    depth: mx.array
+    """``(B, H, W)``, in the kind and unit of the model."""
+    confidence: mx.array | None = None
+    """``(B, H, W)``, larger = surer."""
+    sky: mx.array | None = None
+    """``(B, H, W)``, 0..1, 1 = sky."""
+    mask: mx.array | None = None
+    """``(B, H, W)``, 0..1, above 0.5 = the depth there is valid."""
+    normals: mx.array | None = None
+    """``(B, H, W, 3)``, unit vectors in camera axes (x right, y down, z forward)."""
+    points: mx.array | None = None
+    """``(B, H, W, 3)``, in camera axes and the unit of the depth."""
+    intrinsics: mx.array | None = None
+    """``(B, 3, 3)``, in network pixels."""
+    extrinsics: mx.array | None = None
+    """``(B, 3, 4)``, world → camera, OpenCV axes."""
+    rays: mx.array | None = None
+    """``(B, h, w, 6)``, origin and direction."""
+    ray_confidence: mx.array | None = None
+    """``(B, h, w)``."""
+    gaussians: Mapping[str, mx.array] | None = None
+    """3D Gaussians, by name of their property."""
+    state: Mapping[str, mx.array] | None = None
+    """What a network of clips wants back at its next call, as ``state=``."""
+
+    def present(self) -> dict[str, Any]:
+        """The outputs that there are, by name: a tree of arrays, which MLX can compile and evaluate."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class DepthNetwork(nn.Module):
+    """Base of all networks: what the runtime may ask of one, beside calling it.
+
+    A subclass says what it takes (``takes``, and ``conditions``: the names of keyword arrays beside the pixels, such as
+    ``prompt_depth``, ``extrinsics`` or ``state``) and what ``multiple_of`` pixels each side has to be.
+    """
+
+    takes: ClassVar[Takes] = "image"
+    conditions: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def multiple_of(self) -> int:
+        """Both sides of the input are multiples of this many pixels: the patch size, where there are patches."""
+        raise NotImplementedError
+
+    def __call__(self, pixel_values: mx.array) -> DepthOutputs:
+        """Compute depth; arrays in, arrays out, nothing is evaluated.
+
+        Args:
+            pixel_values: Normalized RGB in the axes of ``takes``, channels last.
+        """
+        raise NotImplementedError
+
+    def prepare(self, size: Size) -> list[mx.array]:
+        """What images of a size share, such as position tables: kept by the network, evaluated before it is called.
+
+        Args:
+            size: ``(height, width)`` in network pixels.
+        """
+        return []
+
+    def largest_map(self, size: Size) -> int:
+        """Values of the largest map that exists as a whole, for one image: the runtime bounds memory by it.
+
+        Args:
+            size: ``(height, width)`` in network pixels.
+        """
+        raise NotImplementedError
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ``OptionError`` unless pixel values of this shape can be taken: once, before every route."""
+        axes = _AXES[self.takes]
+        if len(shape) != axes.count(",") + 1 or shape[-1] != 3 or 0 in shape[:-3]:
+            raise OptionError(f"pixel_values have shape {tuple(shape)}: pass {axes}, channels last")
+        H, W = shape[-3:-1]
+        if not (H and W) or H % self.multiple_of or W % self.multiple_of:
+            raise OptionError(f"pixel_values are {H}×{W}: make both sides multiples of {self.multiple_of}")
+
+
+class NetworkConfig:
+    """Base of a family's frozen config dataclass, which goes to config.json and back."""
+
+    @property
+    def depth_kind(self) -> DepthKind:
+        """What the network's depth means."""
+        raise NotImplementedError
+
+    @property
+    def max_depth(self) -> float | None:
+        """The farthest distance that the network can give, in metres; None where there is none, or no metres."""
+        return None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a checkpoint says of itself before its tensors are read."""
+
+    shapes: Shapes  # source name → shape
+    config: Mapping[str, Any] | None = None  # of the config.json beside it
+    metadata: Mapping[str, Any] | None = None  # of the container, such as a GGUF file's
+
+    @property
+    def model_type(self) -> str | None:
+        """What transformers calls the architecture; None where no config.json says so."""
+        found = (self.config or {}).get("model_type")
+        return None if found is None else str(found)
+
+
+class Reading(NamedTuple):
+    """The architecture of a checkpoint."""
+
+    config: Any  # of the family's config type
+    certain: bool = True  # False: the tensors are those of several models, and only the file's name can tell which
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way in which checkpoints of a family name their tensors."""
+
+    rules: tuple[Rule, ...]
+    owns: Callable[[Evidence], bool]  # whether a checkpoint is of this family and dialect
+    read: Callable[[Evidence], Reading]  # how its network is built
+    lost_axes: bool = False  # the container drops axes of length 1 in front
+
+
+def owner(
+    *tensors: str, without: tuple[str, ...] = (), model_types: tuple[str, ...] = ()
+) -> Callable[[Evidence], bool]:
+    """The usual decision for ``Dialect.owns``, by tensor names and config together.
+
+    Args:
+        tensors: Names that each such checkpoint has.
+        without: Parts of names that only relatives have.
+        model_types: What a config.json may say, where it names a ``model_type``; none given: it must name none.
+    """
+
+    def owns(evidence: Evidence) -> bool:
+        return (
+            (evidence.model_type is None or evidence.model_type in model_types)
+            and all(name in evidence.shapes for name in tensors)
+            and not any(part in name for part in without for name in evidence.shapes)
+        )
+
+    return owns
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What ``postprocess`` may know of the photo behind an output."""
+
+    size: Size  # (height, width) of the original
+    input_size: Size  # (height, width) that the network saw
+    focal_length_px: float | None = None  # in pixels of the original, from EXIF or the caller
+
+
+class PhotoOutputs(NamedTuple):
+    """One photo's outputs at its own size, not yet evaluated; the fields become those of ``DepthResult``."""
+
+    depth: mx.array  # (H, W)
+    confidence: mx.array | None = None  # (H, W)
+    sky: mx.array | None = None  # (H, W)
+    intrinsics: mx.array | None = None  # (3, 3), in pixels of the photo
+    extrinsics: mx.array | None = None  # (3, 4)
+
+    def present(self) -> dict[str, mx.array]:
+        """The outputs that there are, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def to_photo(outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+    """The usual ``postprocess``: maps back to the photo's size, intrinsics to its pixels.
+
+    Args:
+        outputs: Of one image, B = 1.
+        processor: Says how depth is resized; confidence and sky are resized bilinearly.
+        photo: Size of the photo, and of the network's input.
+    Returns:
+        The outputs at the photo's size, float32.
+    Raises:
+        NotImplementedError: If the network has an output that this function would drop: its family needs its own.
+    """
+    known = ("state", *PhotoOutputs._fields)
+    unknown = [name for name in outputs.present() if name not in known]
+    if unknown:
+        raise NotImplementedError(f"to_photo knows no {', '.join(unknown)}: give the family a postprocess of its own")
+
+    def grown(x: mx.array | None) -> mx.array | None:
+        return None if x is None else resize(x.astype(mx.float32)[..., None], photo.size, align_corners=True)[0, ..., 0]
+
+    return PhotoOutputs(
+        depth=resize_depth(outputs.depth, photo.size, method=processor.restore)[0],
+        confidence=grown(outputs.confidence),
+        sky=grown(outputs.sky),
+        intrinsics=None if outputs.intrinsics is None else photo_intrinsics(outputs.intrinsics[0], photo),
+        extrinsics=None if outputs.extrinsics is None else outputs.extrinsics[0].astype(mx.float32),
+    )
+
+
+def photo_intrinsics(intrinsics: mx.array, photo: Photo) -> mx.array:
+    """Intrinsics ``(3, 3)`` in network pixels → in pixels of the photo."""
+    across, down = photo.size[1] / photo.input_size[1], photo.size[0] / photo.input_size[0]
+    return intrinsics.astype(mx.float32) * mx.array([[across], [down], [1.0]])
 
 
 @dataclass(frozen=True)
@@ -20,59 +237,30 @@ class Stage:
     """A place inside the network where two implementations are compared."""
 
     name: str
-    module: str  # path of our module
-    transformers: str  # path of the module that computes the same there
+    module: str  # path of the module
     at: Literal["input", "output"] = "output"
+
+
+def nothing(*_: Any) -> None:
+    """For what a family does not have."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: how to build it and how to read its checkpoints."""
+    """One model family, as data and functions; see CONTRIBUTING.md for how to write one."""
 
     name: str
-    config_type: type
-    build: Callable[[Any], nn.Module]
-    weights: Mapping[str, tuple[Rule, ...]]  # dialect → table
-    signatures: Mapping[str, str]  # dialect → a tensor that only this dialect has
-    recognise: Mapping[str, Callable[[Shapes], Any]]  # dialect → config from tensor shapes alone
-    read_config: Mapping[str, Callable[[Mapping[str, Any]], Any]]  # transformers' model_type → config
-    read_metadata: Mapping[str, Callable[[Mapping[str, Any]], Any]]  # dialect whose files hold their config → config
-    follow: Callable[[Any, Reference], Any]  # the config that computes as this reference does
-    quantizable: Callable[[str, nn.Module], bool]  # which layers a quantized checkpoint packs
-    stages: Callable[[Any], tuple[Stage, ...]]  # config → the stages before the final depth, in the order of the data
+    config_type: type[NetworkConfig]
+    network: Callable[[Any], DepthNetwork]  # config → network with lazy parameters
+    processor: Processor  # where a checkpoint brings no preprocessor_config.json
+    dialects: Mapping[str, Dialect]
+    read_processor: Callable[[Mapping[str, Any]], Processor]  # preprocessor_config.json → processor
+    follow: Callable[[Any, Processor, Reference], tuple[Any, Processor]]  # config, processor by a reference's rules
+    published_name: Callable[[str], str | None] = nothing  # name of a file or folder → model of the registry
+    postprocess: Callable[[DepthOutputs, Processor, Photo], PhotoOutputs] = to_photo
+    quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
+    stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data
 
-
-def config_from_dict(config_type: type, data: Mapping[str, Any]) -> Any:
-    """Rebuild a (nested) config dataclass from JSON values; unknown or missing keys and wrong types are errors."""
-    if not isinstance(data, Mapping):
-        raise CheckpointError(
-            f"the {config_type.__name__} of config.json is {data!r:.40}: convert the checkpoint again."
-        )
-    hints = typing.get_type_hints(config_type)
-    fields = {field.name: field for field in dataclasses.fields(config_type)}
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise CheckpointError(
-            f"unknown keys in the {config_type.__name__} of config.json: {', '.join(unknown)}. "
-            f"Known keys: {', '.join(fields)}. Update mlx-depth if the file is newer."
-        )
-    missing = sorted(set(fields) - set(data))
-    if missing:
-        raise CheckpointError(
-            f"missing keys in the {config_type.__name__} of config.json: {', '.join(missing)}. "
-            "Convert the checkpoint again."
-        )
-    return config_type(**{name: _value(name, hints[name], value) for name, value in data.items()})
-
-
-_JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
-
-
-def _value(name: str, hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return config_from_dict(typing.cast(type, hint), value)
-    if hint in _JSON_TYPES and type(value) not in _JSON_TYPES[hint]:
-        raise CheckpointError(
-            f"{name} in config.json is {value!r:.40}, no {hint.__name__}: convert the checkpoint again."
-        )
-    return tuple(value) if isinstance(value, list) else value
+    def detect(self, evidence: Evidence) -> str | None:
+        """The dialect of a checkpoint; None where the family does not take it for its own."""
+        return next((name for name, dialect in self.dialects.items() if dialect.owns(evidence)), None)

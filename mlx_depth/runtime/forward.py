@@ -2,14 +2,20 @@
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.utils import tree_map
 
+from mlx_depth.errors import OptionError
+from mlx_depth.linux_cpu import openblas
 from mlx_depth.linux_cpu.streams import all_cores, on_linux_cpu
+from mlx_depth.models.base import DepthNetwork, DepthOutputs
+from mlx_depth.weights.safetensors_io import DTYPES
 
 IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
 WORKING_MAPS = 4  # the head needs about three of its largest maps at once
@@ -17,7 +23,8 @@ LEAST_WORKING_BYTES = 1 << 27
 MANY_PIXELS = 280 * 280
 COMPILED_SHAPES = 32  # a folder's photos have rarely more shapes; a graph takes some megabytes
 
-Forward = Callable[[mx.array], mx.array]
+Forward = Callable[[mx.array], DepthOutputs]
+_Call = Callable[[mx.array], dict[str, Any]]  # DepthOutputs.present, which MLX can compile
 
 
 def cores_for(size: Sequence[int]) -> AbstractContextManager[None]:
@@ -28,7 +35,7 @@ def cores_for(size: Sequence[int]) -> AbstractContextManager[None]:
     return all_cores() if math.prod(size) >= MANY_PIXELS else nullcontext()
 
 
-def evaluate(arrays: mx.array | list[mx.array], working_bytes: int) -> None:
+def evaluate(arrays: Any, working_bytes: int) -> None:
     """``mx.eval`` that holds little memory beyond what the work needs.
 
     MLX schedules operations far ahead of a GPU and frees a buffer when what used it has run: all that a network ever
@@ -38,22 +45,23 @@ def evaluate(arrays: mx.array | list[mx.array], working_bytes: int) -> None:
     limit. Limits that were lower stay, and all come back.
 
     Args:
-        arrays: What to evaluate.
+        arrays: An array, or any tree of them.
         working_bytes: What the work needs at once; too low a number costs time alone.
     """
     with _limits(working_bytes):
         mx.eval(arrays)
 
 
-def working_bytes(network: nn.Module, shape: tuple[int, ...], dtype: mx.Dtype) -> int:
+def working_bytes(network: DepthNetwork, shape: tuple[int, ...], dtype: mx.Dtype) -> int:
     """What the network needs at once beside its parameters, for ``evaluate``.
 
     Args:
         network: Knows its ``largest_map``.
-        shape: Of the pixel values, (B, H, W, 3).
+        shape: Of the pixel values, ``(B, …, H, W, 3)``.
         dtype: Type that the network computes in.
     """
-    map_bytes = shape[0] * network.largest_map((shape[1], shape[2])) * dtype.size
+    H, W = shape[-3:-1]
+    map_bytes = math.prod(shape[:-3]) * network.largest_map((H, W)) * dtype.size
     return max(WORKING_MAPS * map_bytes, LEAST_WORKING_BYTES)
 
 
@@ -90,46 +98,91 @@ def _limits(working_bytes: int) -> Iterator[None]:
                 mx.set_cache_limit(_users.cache_limit)
 
 
-def depth_of(network: nn.Module, dtype: mx.Dtype) -> Forward:
-    """The network as a function from pixel values of any float type to depth; compiled where MLX computes on a GPU.
+def forward_of(network: DepthNetwork, dtype: mx.Dtype) -> Forward:
+    """The network as a function from pixel values of any float type; compiled where MLX computes on a GPU.
 
-    There the launches of small kernels rule, and compiling fuses them. On a CPU compiled graphs are slower, and a C++
-    compiler builds each loop. A Linux CPU takes the images of a batch one by one, as their maps then fit its caches.
+    There launching many small kernels dominates, and compiling fuses them. On a CPU compiled graphs are slower, and a
+    C++ compiler builds each loop. A Linux CPU takes the images of a batch one by one: their maps then fit its caches.
 
     Args:
-        network: ``pixel_values`` (B, H, W, 3) → named outputs with ``depth`` (B, H, W). What it holds at the first call
-            stays: a compiled graph does not see a later change of a parameter.
+        network: What it holds at the first call stays: a compiled graph does not see a later change of a parameter.
         dtype: Type that the network computes in.
     Returns:
-        Normalised ``(B, H, W, 3)`` → ``(B, H, W)``, float32, not evaluated.
+        Normalized pixel values → outputs, the depth in float32, not evaluated. Raises ``OptionError`` on a shape that
+        the network cannot take.
     """
 
-    def forward(pixel_values: mx.array) -> mx.array:
-        depth: mx.array = network(pixel_values.astype(dtype)).depth
-        return depth
+    def compute(pixel_values: mx.array) -> dict[str, Any]:
+        return network(pixel_values.astype(dtype)).present()
 
+    call: _Call = compute
     if mx.default_device() == mx.Device(mx.gpu):
-        return _compiled(forward, network)
-    return _one_by_one(forward) if on_linux_cpu() else forward
+        call = _compiled(compute)
+    elif on_linux_cpu() and network.takes == "image":
+        call = _one_by_one(compute)
+    prepared = _prepared(network)
+
+    def forward(pixel_values: mx.array) -> DepthOutputs:
+        network.check(pixel_values.shape)
+        prepared(pixel_values.shape[-3:-1])
+        return DepthOutputs(**call(pixel_values))
+
+    return forward
 
 
-def _one_by_one(forward: Forward) -> Forward:
-    def images(pixel_values: mx.array) -> mx.array:
-        if pixel_values.ndim != 4 or len(pixel_values) < 2:
-            return forward(pixel_values)
-        done: list[mx.array] = []
-        for i in range(pixel_values.shape[0]):
+def _prepared(network: DepthNetwork) -> Callable[[tuple[int, ...]], None]:
+    """Evaluates what a network prepares for a size, once a size: a compiled graph would compute it at each call."""
+
+    @lru_cache(maxsize=COMPILED_SHAPES)
+    def prepare(size: tuple[int, int]) -> None:
+        mx.eval(network.prepare(size))
+
+    return lambda size: prepare((size[0], size[1]))
+
+
+def _one_by_one(call: _Call) -> _Call:
+    def images(pixel_values: mx.array) -> dict[str, Any]:
+        if len(pixel_values) == 1:
+            return call(pixel_values)
+        done: list[dict[str, Any]] = []
+        for i in range(len(pixel_values)):
             image = pixel_values[i : i + 1]
-            done.append(forward(mx.depends([image], done[-1:])[0] if done else image))  # not all graphs at once
-        return mx.concatenate(done)
+            if done:
+                (image,) = mx.depends([image], [done[-1]["depth"]])  # not all graphs at once
+            done.append(call(image))
+        joined: dict[str, Any] = tree_map(lambda *parts: mx.concatenate(list(parts)), *done)
+        return joined
 
     return images
 
 
-def _compiled(forward: Forward, network: nn.Module) -> Forward:
+def _compiled(call: _Call) -> _Call:
     @lru_cache(maxsize=COMPILED_SHAPES)
-    def graph(shape: tuple[int, ...], dtype: mx.Dtype) -> Forward:
-        mx.eval(network.prepare((shape[1], shape[2])))  # else the graph would compute it again at each call
-        return mx.compile(lambda pixel_values: forward(pixel_values))  # a function of its own, that can be let go
+    def graph(shape: tuple[int, ...], dtype: mx.Dtype) -> _Call:
+        compiled: _Call = mx.compile(lambda pixel_values: call(pixel_values))  # of its own, that can be let go
+        return compiled
 
     return lambda pixel_values: graph(tuple(pixel_values.shape), pixel_values.dtype)(pixel_values)
+
+
+@cache
+def warn_slow() -> None:
+    """Once a process: say how to get a fast BLAS where MLX computes on a slow one."""
+    hint = openblas.hint() if mx.default_device() == mx.Device(mx.cpu) else None
+    if hint is not None:
+        warnings.warn(hint, stacklevel=4)
+
+
+def resolve_dtype(name: str | mx.Dtype | None) -> mx.Dtype:
+    """The number format that ``load`` takes for ``dtype``; None: float16 on a GPU, float32 on a CPU.
+
+    Raises:
+        OptionError: If there is no such one, or it is not for networks.
+    """
+    if name is None:
+        return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
+    if isinstance(name, mx.Dtype) and name in DTYPES.values():
+        return name
+    if isinstance(name, str) and name in DTYPES:
+        return DTYPES[name]
+    raise OptionError(f"no dtype {str(name)!r}: choose one of {', '.join(DTYPES)}")

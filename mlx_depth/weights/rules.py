@@ -93,6 +93,12 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
     return produced
 
 
+def unknown_names(rules: Sequence[Rule], names: Iterable[str]) -> list[str]:
+    """The names that meet no rule of a table."""
+    compiled = [_compile(rule.source) for rule in rules]
+    return [name for name in names if not any(pattern.fullmatch(name) for pattern in compiled)]
+
+
 def _compile(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", pattern)
     return re.compile("".join(f"(?P<{p}>[^.]+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))

@@ -10,15 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.weights.choose import INDEX, WEIGHTS, choose
 from mlx_depth.weights.rules import listed
-
-CONFIG, WEIGHTS, INDEX, PROCESSOR = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-)
-
 
 FORMAT = "mlx_depth/1"  # of config.json, and in the metadata of our files
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -72,18 +65,11 @@ def load_file(file: Path) -> dict[str, mx.array]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors of a folder (its shards, or the one file) or the file itself."""
+    """The safetensors of a folder (its shards, or the one file), or the file itself."""
     if path.is_file():
         return [path]
-    if (path / INDEX).exists():
-        return _shards(path)
-    if (path / WEIGHTS).exists():
-        return [path / WEIGHTS]
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        found = f"{len(files)} of them" if files else "none"
-        raise CheckpointError(f"{path} should hold one .safetensors file and holds {found}: name the file itself.")
-    return files
+    chosen = choose([file.name for file in path.iterdir()], where=str(path), convertible=False)
+    return _shards(path) if chosen[0] == INDEX else [path / chosen[0]]
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -106,9 +106,9 @@ def prepared(variant: Variant, network: DepthAnything) -> Callable[[mx.array], N
 
     def call(x: mx.array) -> None:
         with patched(variant):
-            forward = runtime.depth_of(network, mx.float32)
+            forward = runtime.forward_of(network, mx.float32)
             with runtime.cores_for(x.shape[1:3]):
-                runtime.evaluate(forward(x), runtime.working_bytes(network, x.shape, mx.float32))
+                runtime.evaluate(forward(x).present(), runtime.working_bytes(network, x.shape, mx.float32))
 
     return call
 

@@ -81,7 +81,7 @@ def ours(task: Task, pixels: np.ndarray) -> Loaded:
     mx.synchronize()
     load = time.perf_counter() - begin
     peak = mx.get_peak_memory if task.device == "gpu" else resident_peak
-    return Loaded(load, lambda: model.infer(x), np.array, peak)
+    return Loaded(load, lambda: model.infer(x).depth, np.array, peak)
 
 
 def theirs(task: Task, pixels: np.ndarray) -> Loaded:

@@ -16,9 +16,8 @@ import report
 
 from mlx_depth.linux_cpu.streams import all_cores, by_rows
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig, depth_anything_config
-from mlx_depth.predictor import resolve_dtype
 from mlx_depth.runtime import forward as runtime
-from mlx_depth.runtime.forward import depth_of, working_bytes
+from mlx_depth.runtime.forward import forward_of, resolve_dtype, working_bytes
 from mlx_depth.weights.safetensors_io import dtype_name
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
@@ -72,7 +71,9 @@ def main() -> None:
             times = report.time_calls(lambda: evaluate(run(x)), 0 if options.once else options.seconds)
         return Cost(statistics.median(times), mx.get_peak_memory() - parameters)
 
-    predicting = measure(depth_of(network, dtype), pixel_values, lambda depth: runtime.evaluate(depth, limit))
+    predicting = measure(
+        forward_of(network, dtype), pixel_values, lambda outputs: runtime.evaluate(outputs.present(), limit)
+    )
     print(f"\nParameters: {parameters / 1e6:.0f} MB\n\n| stage | ms | share | peak, MB |\n|---|---|---|---|")
     if not options.once:
         show_stages(network, config, options.size, pixel_values, predicting, measure)

@@ -22,7 +22,7 @@ OF_CHECKPOINT = {"dialect", "revision", "quantization", "dtypes", "tensors", "di
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is in the cache, and asking the Hub fails the test."""
-    monkeypatch.setattr(hub, "_cached", lambda *_: None)
+    monkeypatch.setattr(hub, "cached", lambda *_, **__: None)
     monkeypatch.setattr(hub, "_ask", lambda repo, _: pytest.fail(f"the Hub is asked for {repo}"))
 
 
@@ -38,7 +38,7 @@ def test_table_is_the_registry(offline: None) -> None:
         "parameters": 335_315_649,
         "kind": "metric",
         "unit": "m",
-        "licence": "CC-BY-NC-4.0",
+        "license": "CC-BY-NC-4.0",
         "hub": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
         "downloaded": False,
     }
@@ -56,7 +56,7 @@ def test_table_says_what_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_model_that_is_not_here_is_described_from_the_registry(source: str, offline: None) -> None:
     facts = describe_model(source)
     assert json.loads(json.dumps(facts)) == json.loads(json.dumps(describe_model("depth-anything-v2-base")))
-    assert (facts["licence"], facts["commercial_use"]) == ("CC-BY-NC-4.0", False)
+    assert (facts["license"], facts["commercial_use"]) == ("CC-BY-NC-4.0", False)
     assert facts["config"]["backbone"]["embed_dim"] == 768
     assert facts["processor"]["input_size"] == 518
     assert OF_CHECKPOINT.isdisjoint(facts)
@@ -97,9 +97,9 @@ def test_sizes_are_those_of_the_file_and_of_the_loaded_network() -> None:
 def test_folder_of_ones_own(tmp_path: Path) -> None:
     folder = shutil.copytree(DEMO_FOLDER, tmp_path / "mine")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"name": "my-model", "licence": None}))
+    (folder / "config.json").write_text(json.dumps(config | {"name": "my-model", "license": None}))
     facts = describe_model(str(folder))
-    assert (facts["name"], facts["licence"], facts["commercial_use"]) == ("my-model", None, None)
+    assert (facts["name"], facts["license"], facts["commercial_use"]) == ("my-model", None, None)
 
 
 def test_cached_repository_is_described_as_it_is(
@@ -108,7 +108,7 @@ def test_cached_repository_is_described_as_it_is(
     """Whatever the Hub holds by now: it is not asked."""
     snapshot = shutil.copytree(DEMO_FOLDER, tmp_path / "a1b2c3")
     cached = {("a/b", "main"): snapshot}
-    monkeypatch.setattr(hub, "_cached", lambda repo, revision, _: cached.get((repo, revision)))
+    monkeypatch.setattr(hub, "cached", lambda repo, revision, **_: cached.get((repo, revision)))
     facts = describe_model("a/b")
     assert (facts["name"], facts["revision"]) == (DEMO, "a1b2c3")
     with pytest.raises(ModelNotFoundError, match="a/b@v2 is not on this disk, and info downloads nothing"):

@@ -1,4 +1,4 @@
-"""Local names in this process; the Hub against a server on loopback, each case in a fresh interpreter.
+"""The Hub against a server on loopback, each case in a fresh interpreter.
 
 huggingface_hub reads ``HF_ENDPOINT`` and ``HF_HOME`` when it is imported, hence the interpreters.
 """
@@ -17,8 +17,8 @@ import pytest
 from hub_server import FakeHub
 
 from mlx_depth.checkpoints import hub
-from mlx_depth.checkpoints.hub import Location, locate
-from mlx_depth.errors import ModelNotFoundError, OptionError
+from mlx_depth.checkpoints.resolve import resolve
+from mlx_depth.errors import ModelNotFoundError
 
 REPO = "some-one/tiny-depth"
 WANTED = {"README.md", "LICENSE", "config.json", "preprocessor_config.json", "model.safetensors"}
@@ -29,10 +29,11 @@ time.sleep = lambda seconds: None  # retries do not wait
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1024  # the small files come in several pieces
 from mlx_depth.errors import MlxDepthError
-from mlx_depth.checkpoints.hub import find_here, is_cached, locate
+from mlx_depth.checkpoints.hub import is_cached
+from mlx_depth.checkpoints.resolve import resolve, resolve_here
 source, options = json.loads(sys.argv[1])
-find = find_here if options.pop("here", False) else locate
-answer = {"cached": is_cached(source.partition("@")[0])}
+find = resolve_here if options.pop("here", False) else resolve
+answer = {"cached": is_cached("some-one/tiny-depth")}
 try:
     found = find(source, **options)
     answer |= {"path": str(found.path), "repo": found.repo, "revision": found.revision} if found else {"path": None}
@@ -51,7 +52,7 @@ class User:
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, source: str = REPO, **options: object) -> tuple[dict[str, object], str]:
-        """Answer and stderr of ``locate(source, **options)``; the server's log starts anew."""
+        """Answer and stderr of ``resolve(source, **options)``; the server's log starts anew."""
         self.hub.log.clear()
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -72,7 +73,7 @@ class User:
         return answer
 
     def fail(self, source: str = REPO, **options: object) -> str:
-        """The message of the error that ``locate`` raises."""
+        """The message of the error that ``resolve`` raises."""
         answer, _ = self.run(source, **options)
         assert answer["error"] == "ModelNotFoundError"
         return str(answer["message"])
@@ -202,7 +203,7 @@ def test_refused_token(user: User) -> None:
 
 def test_not_a_repository_name(user: User) -> None:
     with pytest.raises(ModelNotFoundError, match=r"'some one/x' cannot be a Hub repository: write owner/name"):
-        locate("some one/x")
+        resolve("some one/x")
 
 
 def test_offline_and_not_cached_names_the_demo(user: User) -> None:
@@ -285,14 +286,14 @@ def test_an_interrupted_download_goes_on_later(user: User, trouble: str) -> None
     ],
 )
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, number: int, expected: str) -> None:
-    def snapshot(repo: str, revision: str, weights: str, *, local_files_only: bool) -> Path:
+    def snapshot(repo: str, revision: str, wanted: object) -> Path:
         raise OSError(number, os.strerror(number), "/cache/blob")
 
-    monkeypatch.setattr(hub, "_cached", lambda repo, revision, wanted: None)
+    monkeypatch.setattr(hub, "cached", lambda *_, **__: None)
     monkeypatch.setattr(hub, "_ask", lambda repo, revision: ("0" * 40, ["model.safetensors"]))
     monkeypatch.setattr(hub, "_snapshot", snapshot)
     with pytest.raises(ModelNotFoundError) as caught:
-        locate(REPO)
+        resolve(REPO)
     assert expected in str(caught.value)
 
 
@@ -305,121 +306,96 @@ def test_progress_bar_can_be_switched_off(user: User) -> None:
     assert "Fetching 5 files" in errors
 
 
-# Local names.
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A converted model at ``mine/model`` of the current directory; the Hub is out of bounds."""
-    made = tmp_path / "mine" / "model"
-    made.mkdir(parents=True)
-    (made / "config.json").write_text("{}")
-    (made / "model.safetensors").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(hub, "_remote", lambda *_: pytest.fail("asked the Hub"))
-    return made
-
-
-@pytest.mark.parametrize(
-    "source",
-    ["./mine/model", "mine/../mine/model", "mine/model/", "~/mine/model", "mine/model", Path("mine/model")],
-)
-def test_local_folder(folder: Path, source: str | Path) -> None:
-    found = locate(source)
-    assert found.path.resolve() == folder.resolve()
-    assert found == Location(found.path, repo=None, revision=None)
-
-
-@pytest.mark.parametrize("source", ["model.safetensors", "./model.safetensors", Path("model.safetensors")])
-def test_local_file(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str | Path) -> None:
-    monkeypatch.chdir(folder)
-    assert locate(source).path.resolve() == (folder / "model.safetensors").resolve()
-
-
-def test_absolute_paths(folder: Path) -> None:
-    assert locate(str(folder)) == Location(folder)
-    assert locate(str(folder / "model.safetensors")) == Location(folder / "model.safetensors")
-
-
-def test_a_word_is_never_a_local_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder.parent)
-    with pytest.raises(ModelNotFoundError, match=r"no model 'model': .*write \./model for a folder"):
-        locate("model")
-    assert locate("./model").path.resolve() == folder.resolve()
-
-
-@pytest.mark.parametrize("source", ["model", "depth-anything-v2-small", "da2-small@v1", "v2.5", ""])
-def test_names(source: str) -> None:
-    assert hub.is_name(source)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [".", "./model", "~", "model/", "model.safetensors", "a/b", "a/b@x/y", "a/b/c", "/model", Path("model")],
-)
-def test_what_is_no_name(source: str | Path) -> None:
-    assert not hub.is_name(source)
-
-
-def test_a_revision_means_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
-    answer = Location(folder, "mine/model", "f" * 40)
-
-    def remote(repo: str, revision: str, *_: object) -> Location:
-        asked.append((repo, revision))
-        return answer
-
-    monkeypatch.setattr(hub, "_remote", remote)
-    assert locate("mine/model@v1") == answer
-    assert locate("mine/model", revision="v2") == answer
-    assert asked == [("mine/model", "v1"), ("mine/model", "v2")]
-
-
-def test_a_folder_without_a_checkpoint_does_not_hide_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder.parent / "empty").mkdir()
-    monkeypatch.setattr(hub, "_remote", lambda repo, revision, *_: Location(folder, repo, revision))
-    assert locate("mine/empty") == Location(folder, "mine/empty", "main")
-
-
-def test_missing_path_names_its_neighbours(folder: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no file or folder mine/modle: did you mean mine/model\?"):
-        locate("./mine/modle")
-    with pytest.raises(ModelNotFoundError, match=r"nothing in .*mine has a name like it"):
-        locate("./mine/zzzz")
-    with pytest.raises(ModelNotFoundError, match=r"its folder .*nowhere does not exist either"):
-        locate("./nowhere/model")
-
-
-def test_folder_without_weights_says_what_it_holds(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "depth.pth")
-    with pytest.raises(ModelNotFoundError) as caught:
-        locate(folder)
-    assert "no *.safetensors (it holds config.json, depth.pth): convert depth.pth first" in str(caught.value)
-    (folder / "depth.pth").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"holds config\.json.*with a model's weights"):
-        locate(folder)
-
-
-def test_file_that_is_no_safetensors(folder: Path) -> None:
-    (folder / "depth.gguf").touch()
-    with pytest.raises(ModelNotFoundError, match=r"not a \.safetensors file: convert depth\.gguf first"):
-        locate(folder / "depth.gguf")
-
-
-@pytest.mark.parametrize(
-    ("source", "revision", "reason"),
-    [
-        ("./mine/model", "main", "local path: leave revision 'main' out"),
-        ("mine/model@v1", "v2", "names a revision already"),
-        ("mine/model@", None, "write a branch, tag or commit"),
-    ],
-)
-def test_revisions_that_cannot_be_meant(folder: Path, source: str, revision: str | None, reason: str) -> None:
-    with pytest.raises(OptionError, match=reason):
-        locate(source, revision=revision)
-
-
 def test_import_leaves_huggingface_hub_alone() -> None:
     code = "import sys, mlx_depth.checkpoints.hub; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Repositories that hold more than one model's files.
+
+
+def test_the_newer_file_beats_an_index_that_was_left_behind(user: User) -> None:
+    folder = user.hub.folder / REPO
+    (folder / "model-00001-of-00002.safetensors").write_text("old")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    got = {path.name for path in Path(str(user.locate()["path"])).iterdir()}
+    assert got == WANTED
+
+
+def test_a_snapshot_that_another_program_filled_in_part_is_completed(user: User) -> None:
+    folder = Path(str(user.locate()["path"]))
+    (folder / "preprocessor_config.json").unlink()
+    again = Path(str(user.locate(f"{REPO}@{folder.name}")["path"]))
+    assert again == folder
+    assert {path.name for path in folder.iterdir()} == WANTED
+
+
+def test_a_cache_in_part_is_used_with_a_word_where_the_hub_is_gone(user: User) -> None:
+    folder = Path(str(user.locate()["path"]))
+    (folder / "preprocessor_config.json").unlink()
+    user.hub.stop()
+    answer, errors = user.run()
+    assert answer["path"] == str(folder)
+    assert "is in the cache without preprocessor_config.json" in errors
+
+
+@pytest.fixture
+def collection(user: User) -> User:
+    """Weights in two folders, and two files of one."""
+    folder = user.hub.folder / REPO
+    (folder / "model.safetensors").unlink()
+    (folder / "model.pth").unlink()
+    for size in ("small", "base"):
+        (folder / size).mkdir()
+        (folder / size / "config.json").write_text("{}")
+        (folder / size / "model.safetensors").write_text(size)
+    return user
+
+
+def test_weights_in_folders_are_named(collection: User) -> None:
+    message = collection.fail()
+    assert "has its weights in folders" in message
+    assert f"{REPO}/base, {REPO}/onnx, {REPO}/small" in message
+
+
+@pytest.mark.parametrize(
+    "source", [f"{REPO}/small", f"{REPO}@main/small", "https://huggingface.co/{repo}/tree/main/small"]
+)
+def test_a_folder_of_a_repository(collection: User, source: str) -> None:
+    folder = Path(str(collection.locate(source.format(repo=REPO))["path"]))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_text() == "small"
+    assert collection.hub.fetched() == {"small/config.json", "small/model.safetensors"}
+
+
+def test_a_file_of_a_repository_by_option_name_and_address(user: User) -> None:
+    for name in ("indoor.pth", "outdoor.pth"):
+        (user.hub.folder / REPO / name).write_text(name)
+    (user.hub.folder / REPO / "model.safetensors").unlink()
+    (user.hub.folder / REPO / "model.pth").unlink()
+    answer, _ = user.run(convertible=True)
+    assert answer["error"] == "CheckpointError"
+    assert "holds several checkpoints (indoor.pth, outdoor.pth): name the file itself" in str(answer["message"])
+    address = f"{user.hub.url}/{REPO}/resolve/main/outdoor.pth"
+    for found in (
+        user.locate(f"{REPO}/outdoor.pth", convertible=True),
+        user.locate(file="outdoor.pth", convertible=True),
+        user.locate(address, convertible=True),
+    ):
+        assert Path(str(found["path"])).read_text() == "outdoor.pth"
+
+
+def test_what_a_training_run_leaves_is_no_choice(user: User) -> None:
+    folder = user.hub.folder / REPO
+    (folder / "model.safetensors").unlink()
+    (folder / "model.pth").rename(folder / "pytorch_model.bin")
+    for name in ("training_args.bin", "rng_state.pth", "optimizer.pt", "scheduler.pt"):
+        (folder / name).write_text("no model")
+    found = Path(str(user.locate(convertible=True)["path"]))
+    assert {path.name for path in found.iterdir()} == WANTED - {"model.safetensors"} | {"pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("address", ["https://example.org/model.pth", "https://huggingface.co/only-an-owner"])
+def test_another_address_is_told_from_a_path(user: User, address: str) -> None:
+    assert "is no address of a model on the Hugging Face Hub" in user.fail(address)
+    assert user.hub.log == []

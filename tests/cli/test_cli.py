@@ -28,6 +28,7 @@ from support import seeded
 import mlx_depth
 from mlx_depth import cli
 from mlx_depth.checkpoints import hub
+from mlx_depth.cli import predict
 from mlx_depth.jobs import folder as files
 
 DEMO = ["--model", "mlx-depth-demo", "--input-size", "28"]
@@ -97,7 +98,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening a model fails the test."""
-    monkeypatch.setattr(cli, "load", lambda *_, **__: pytest.fail("the model was opened"))
+    monkeypatch.setattr(predict, "load", lambda *_, **__: pytest.fail("the model was opened"))
 
 
 # The folder of twenty photos, three of them broken.
@@ -143,7 +144,7 @@ def test_results_are_those_of_the_library(photos: Path, tmp_path: Path) -> None:
             "png16": f"{file.stem}_depth.png",
             "json": f"{file.stem}.json",
         }
-        assert (facts["model"], facts["kind"], facts["licence"]) == ("mlx-depth-demo", "relative_inverse", "Apache-2.0")
+        assert (facts["model"], facts["kind"], facts["license"]) == ("mlx-depth-demo", "relative_inverse", "Apache-2.0")
         assert facts["size"] == list(depth.shape)
         assert (out / facts["image"]).resolve() == file
         assert np.asarray(Image.open(out / f"{file.stem}_depth.png")).dtype == np.uint16
@@ -485,12 +486,12 @@ def test_odd_file_names(name: bytes, tmp_path: Path) -> None:
     assert json.loads(gone.stdout)["image"] == str(path)
 
 
-def test_verbose_names_model_and_licence_on_stderr(photos: Path, tmp_path: Path, capsys) -> None:
+def test_verbose_names_model_and_license_on_stderr(photos: Path, tmp_path: Path, capsys) -> None:
     assert main("predict", photos / "0.jpg", "-o", tmp_path / "out", *DEMO, "--verbose") == 0
     captured = capsys.readouterr()
     assert "mlx-depth-demo: relative inverse depth" in captured.err
-    assert "licence Apache-2.0" in captured.err
-    assert "licence" not in captured.out
+    assert "license Apache-2.0" in captured.err
+    assert "license" not in captured.out
 
 
 def test_no_progress_bar_without_a_terminal(photos: Path, tmp_path: Path) -> None:
@@ -584,7 +585,7 @@ def test_models_table(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(hub, "is_cached", lambda repo: repo.endswith("V2-Small-hf"))
     assert main("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "alias", "parameters", "kind", "unit", "licence", "hub", "downloaded"]
+    assert lines[0].split() == ["name", "alias", "parameters", "kind", "unit", "license", "hub", "downloaded"]
     assert len(lines) == 1 + len(mlx_depth.list_models())
     rows = {line.split()[0]: line.split() for line in lines}
     assert rows["depth-anything-v2-small"][2] == "24,785,089"
@@ -602,7 +603,7 @@ def test_info_for_people_and_machines(capsys) -> None:
     assert main("info", "demo") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "name: mlx-depth-demo"
-    assert "licence: Apache-2.0" in lines
+    assert "license: Apache-2.0" in lines
     assert "parameters: 24,785,089" in lines
     assert "  float32: 98,843,396 (98.8 MB)" in lines
     assert any(line.startswith("disk_bytes: 29,515,138 (29.5 MB)") for line in lines)
@@ -619,7 +620,7 @@ def test_info_of_nothing(capsys) -> None:
     assert "no file or folder" in capsys.readouterr().err
 
 
-def test_licence_notice_is_a_line_on_stderr(photos: Path, tmp_path: Path) -> None:
+def test_license_notice_is_a_line_on_stderr(photos: Path, tmp_path: Path) -> None:
     home = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = run("predict", photos, "-o", tmp_path / "out", "--model", "da2-large", env=os.environ | home)
     assert done.returncode == 2

@@ -55,6 +55,7 @@ def overwrite(path: Path, content: bytes) -> Path:
 
 
 def sharded(folder: Path, weight_map: dict[str, str]) -> Path:
+    (folder / WEIGHTS).unlink(missing_ok=True)  # it would be taken, index or not
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return folder
 
@@ -77,8 +78,9 @@ def torch_file(folder: Path, content: object) -> Path:
 
 
 def repeated(folder: Path) -> Path:
+    shutil.copy(folder / WEIGHTS, folder / "first.safetensors")
     shutil.copy(folder / WEIGHTS, folder / "second.safetensors")
-    return sharded(folder, {"a": WEIGHTS, "b": "second.safetensors"})
+    return sharded(folder, {"a": "first.safetensors", "b": "second.safetensors"})
 
 
 def gguf_file(folder: Path) -> Path:
@@ -186,7 +188,7 @@ def test_a_bad_source(case: str, folder: Path, tmp_path: Path, capfd: pytest.Cap
 
 
 OURS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "unknown key": (lambda f: facts(f, licence_text="x"), r"has unknown keys: licence_text\. Update mlx-depth"),
+    "unknown key": (lambda f: facts(f, license_text="x"), r"has unknown keys: license_text\. Update mlx-depth"),
     "unknown family": (lambda f: facts(f, family="depth_everything"), r"does not know 'depth_everything': convert"),
     "bits of no kind": (
         lambda f: facts(f, quantization={"bits": 7, "group_size": 32}),

@@ -76,7 +76,7 @@ def test_small_at_full_size_is_bit_identical_from_every_container(small: Path, t
         out = convert(source, tmp_path / kind)
         assert digest(out) == digest(small), kind
         facts = config(out)
-        assert (facts["name"], facts["licence"]) == ("depth-anything-v2-small", "Apache-2.0")
+        assert (facts["name"], facts["license"]) == ("depth-anything-v2-small", "Apache-2.0")
         assert facts["source"] == {
             "id": source.name,
             "revision": None,
@@ -101,7 +101,7 @@ def test_gguf_tells_its_own_config(tmp_path: Path, max_depth: int | None) -> Non
     out = convert(containers.save_gguf(upstream, tmp_path / "tiny.gguf"), tmp_path / "out")
     assert digest(out) == digest(expected)
     assert config(out)["config"] == config(expected)["config"]
-    assert config(out)["licence"] is None
+    assert config(out)["license"] is None
 
 
 @pytest.mark.parametrize(("kind", "least"), [("F16", 0.9999999), ("Q8_0", 0.9999)])
@@ -129,15 +129,15 @@ def test_a_hub_repository_without_safetensors(tmp_path: Path, monkeypatch: pytes
     containers.save_pth(reference.model("small"), snapshot / "depth_anything_v2_vits.pth")
     asked: list[str] = []
 
-    def download(repo: str, revision: str, weights: str, *, local_files_only: bool) -> Path:
-        asked.append(weights)
+    def download(repo: str, revision: str, wanted: list[str]) -> Path:
+        asked.extend(wanted)
         return snapshot
 
-    monkeypatch.setattr(hub, "_cached", lambda *_: None)
+    monkeypatch.setattr(hub, "cached", lambda *_, **__: None)
     monkeypatch.setattr(hub, "_ask", lambda *_: (snapshot.name, ["README.md", "depth_anything_v2_vits.pth"]))
     monkeypatch.setattr(hub, "_snapshot", download)
     out = convert("depth-anything/Depth-Anything-V2-Small", tmp_path / "out", dtype="float16")
-    assert asked == ["*.pth"]
+    assert asked == ["README.md", "depth_anything_v2_vits.pth"]
     facts = config(out)
     assert facts["name"] == "depth-anything-v2-small"
     assert facts["source"]["id"] == "depth-anything/Depth-Anything-V2-Small"
@@ -246,7 +246,7 @@ def test_config_and_card_say_what_it_is(tmp_path: Path) -> None:
     assert facts["processor"]["input_size"] == 364
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    for words in ("relative inverse depth (unitless, larger = nearer)", "Licence: Apache-2.0", "mlx_depth.predict("):
+    for words in ("relative inverse depth (unitless, larger = nearer)", "License: Apache-2.0", "mlx_depth.predict("):
         assert words in card
 
 
@@ -261,11 +261,11 @@ def test_progress_is_a_bar_over_tensors_on_stderr(
     assert "tensor/s" in printed.err
 
 
-def test_the_readme_lists_every_checkpoint_with_its_licence() -> None:
+def test_the_readme_lists_every_checkpoint_with_its_license() -> None:
     readme = (Path(__file__).parents[2] / "convert" / "README.md").read_text()
     for spec in MODELS.values():
         if spec.hub_id is not None:
-            assert f"| `{spec.hub_id}` | `mlx-depth convert {spec.name} OUT` | {spec.licence} |" in readme
+            assert f"| `{spec.hub_id}` | `mlx-depth convert {spec.name} OUT` | {spec.license} |" in readme
 
 
 def test_dtype(tiny: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_wrong_name_says_what_it_looks_like(small: Path, tmp_path: Path) -> No
     source = containers.save_pth(reference.model("small"), tmp_path / "mine.pth")
     with pytest.raises(CheckpointError, match=r"is not depth-anything-v2-base, its tensors are those of .*v2-small or"):
         convert(source, tmp_path / "out", model="da2-base")
-    with pytest.raises(CheckpointError, match=r"is depth-anything-v2-small, not depth-anything-v2-base"):
+    with pytest.raises(CheckpointError, match=r"is hub, not depth-anything-v2-base"):
         convert(small, tmp_path / "out", model="da2-base")
     with pytest.raises(ModelNotFoundError, match="did you mean 'depth-anything-v2-small'"):
         convert(source, tmp_path / "out", model="depth-anything-v2-smal")
@@ -339,7 +339,7 @@ def test_a_file_without_a_name_is_taken_for_v2_with_a_warning(tmp_path: Path) ->
     source = containers.save_pth(reference.model("small"), tmp_path / "mine.pth")
     with pytest.warns(UserWarning, match=r"mine\.pth has no config\.json and no official name: taken for .*v2-small"):
         out = convert(source, tmp_path / "out", dtype="float16")
-    assert config(out)["licence"] is None
+    assert config(out)["license"] is None
 
 
 # Options and the command
@@ -368,13 +368,13 @@ def test_a_folder_that_cannot_be_written(tiny: Path, tmp_path: Path) -> None:
         convert(tiny, tmp_path / "file" / "out")
 
 
-def test_command_prints_the_path_and_the_licence(
+def test_command_prints_the_path_and_the_license(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(tiny), str(tmp_path / "a"), "--dtype", "float16"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'a'}\n"
-    assert "licence unknown" in printed.err
+    assert "license unknown" in printed.err
     assert main(["convert", str(tiny), str(tmp_path / "b"), "--json", "--verify"]) == 0
     printed = capsys.readouterr()
     facts = json.loads(printed.out)

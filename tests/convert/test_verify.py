@@ -167,15 +167,13 @@ def test_the_recorded_source_is_the_default(hub: Path, tmp_path: Path, monkeypat
     out = write_checkpoint(read_checkpoint(hub), tmp_path / "out", source=source, card="")
     asked: list[object] = []
 
-    def locate(source: object, **_: object) -> object:
-        from mlx_depth.checkpoints.hub import Location
+    def fetch(repo: str, revision: str, **_: object) -> tuple[Path, str]:
+        asked.append((repo, revision))
+        return hub, revision
 
-        asked.append(source)
-        return Location(hub, "some-one/tiny", "a" * 40) if isinstance(source, str) else Location(Path(str(source)))
-
-    monkeypatch.setattr("mlx_depth.checkpoints.hub.locate", locate)
+    monkeypatch.setattr("mlx_depth.checkpoints.hub.fetch", fetch)
     report = verify(out, input_size=SIZE)
-    assert asked == [out, "some-one/tiny@" + "a" * 40]
+    assert asked == [("some-one/tiny", "a" * 40)]
     assert (report.passed, report.against) == (True, "some-one/tiny")
 
 

@@ -13,8 +13,9 @@ from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.checkpoints.checkpoint import Checkpoint
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
+from mlx_depth.models.families import FAMILIES
 from mlx_depth.processor import Processor
-from mlx_depth.registry import FAMILIES, MODELS, ModelSpec
+from mlx_depth.registry import MODELS, ModelSpec
 
 SIZE = (70, 98)  # 5 × 7 patches
 TINY = DepthAnythingConfig(
@@ -27,7 +28,7 @@ def tiny(*, max_depth: float | None = None, **backbone: Any) -> Checkpoint:
     """A four-layer model; ``backbone`` replaces fields of its backbone's config."""
     head = TINY.head if max_depth is None else replace(TINY.head, activation="sigmoid", max_depth=max_depth)
     config = DepthAnythingConfig(replace(TINY.backbone, **backbone), head)
-    return filled(ModelSpec("tiny-depth", "depth_anything", config, Processor(), licence="Apache-2.0"))
+    return filled(ModelSpec("tiny-depth", "depth_anything", config, Processor(), license="Apache-2.0"))
 
 
 @functools.lru_cache(maxsize=1)
@@ -37,7 +38,7 @@ def full_size(name: str) -> Checkpoint:
 
 
 def filled(spec: ModelSpec) -> Checkpoint:
-    parameters = tree_flatten(FAMILIES[spec.family].build(spec.config).parameters())
+    parameters = tree_flatten(FAMILIES[spec.family].network(spec.config).parameters())
     return Checkpoint(spec, "mlx", {name: mx.array(weight(name, array.shape)) for name, array in parameters})
 
 

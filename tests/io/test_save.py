@@ -47,7 +47,7 @@ def full() -> DepthResult:
         max_depth=20.0,
         revision="abc123",
         dtype="bfloat16",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="Fotos/Käse 日本.jpg",
     )
 
@@ -131,7 +131,7 @@ def test_npz_holds_every_field(tmp_path):
         "max_depth": 20.0,
         "revision": "abc123",
         "dtype": "bfloat16",
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
         "source": "Fotos/Käse 日本.jpg",
     }
 
@@ -280,7 +280,7 @@ def test_sidecar_says_everything():
         "model": "depth-anything-v2-small",
         "revision": "abc123",
         "dtype": "bfloat16",
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
         "image": "Fotos/Käse 日本.jpg",
     }
 

@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is loaded o
 PRELUDE = """
 import json, pathlib, sys, types
 sys.modules["mlx_depth"] = types.ModuleType("mlx_depth")
-sys.modules["mlx_depth"].__path__ = [str(pathlib.Path(sys.argv[1]).parent)]
+sys.modules["mlx_depth"].__path__ = [str(pathlib.Path(sys.argv[1]).parents[1])]
 from mlx_depth.linux_cpu import openblas
 """
 

@@ -18,7 +18,7 @@ from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.linux_cpu import openblas, streams
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig, depth_anything_config
 from mlx_depth.runtime import forward as runtime
-from mlx_depth.runtime.forward import cores_for, depth_of, evaluate, working_bytes
+from mlx_depth.runtime.forward import cores_for, evaluate, forward_of, working_bytes
 
 TINY = DepthAnythingConfig(
     DINOv2Config(embed_dim=16, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3), table_size=3),
@@ -61,11 +61,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compiled_graphs_are_kept_by_shape_and_type(network: Counted, gpu: None) -> None:
-    forward = depth_of(network, mx.float32)
+    forward = forward_of(network, mx.float32)
     expected = {shape: np.array(network(pixels(shape)).depth) for shape in SHAPES}
     network.built.clear()
     for shape in SHAPES * 2:
-        depth = forward(pixels(shape))
+        depth = forward(pixels(shape)).depth
         assert depth.dtype == mx.float32
         assert relative_error(np.array(depth), expected[shape]) <= 1e-5
         assert expected[shape].std() > 0
@@ -76,7 +76,7 @@ def test_compiled_graphs_are_kept_by_shape_and_type(network: Counted, gpu: None)
 
 def test_the_oldest_graph_goes(network: Counted, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "COMPILED_SHAPES", 2)
-    forward = depth_of(network, mx.float32)
+    forward = forward_of(network, mx.float32)
     for shape in [*SHAPES, SHAPES[2], SHAPES[0]]:
         forward(pixels(shape))
     assert network.built == [*SHAPES, SHAPES[0]]
@@ -86,19 +86,19 @@ def test_a_graph_holds_resized_positions_rather_than_their_resizing(gpu: None, t
     needless = gathers(Counted(), (1, 42, 42, 3), tmp_path)  # the table's own grid
     assert gathers(Counted(), (1, 28, 42, 3), tmp_path) == needless
     unprepared = Counted()
-    unprepared.prepare = lambda size: mx.array(0)  # type: ignore[method-assign]
+    unprepared.prepare = lambda size: [mx.array(0)]  # type: ignore[method-assign]
     assert gathers(unprepared, (1, 28, 42, 3), tmp_path) > needless
 
 
 def gathers(network: Counted, shape: tuple[int, ...], folder: Path) -> int:
-    mx.export_to_dot(str(folder / "graph"), depth_of(network, mx.float32)(pixels(shape)))
+    mx.export_to_dot(str(folder / "graph"), forward_of(network, mx.float32)(pixels(shape)).depth)
     operations = re.findall(r'label ="(\w+)', (folder / "graph").read_text())
     assert "Convolution" in operations
     return operations.count("Gather")
 
 
 def test_a_cpu_compiles_nothing(network: Counted) -> None:
-    forward = depth_of(network, mx.float32)
+    forward = forward_of(network, mx.float32)
     for _ in range(2):
         forward(pixels(SHAPES[0]))
     assert network.built == [SHAPES[0]] * 2
@@ -110,7 +110,7 @@ def test_a_linux_cpu_takes_images_one_by_one(network: Counted, platform: str, mo
     expected = np.array(network(batch).depth)
     network.built.clear()
     monkeypatch.setattr(sys, "platform", platform)
-    depth = depth_of(network, mx.float32)(batch)
+    depth = forward_of(network, mx.float32)(batch).depth
     assert network.built == ([SHAPES[0]] * 3 if platform == "linux" else [batch.shape])
     assert relative_error(np.array(depth), expected) <= 1e-5
     assert min(np.abs(expected[0] - expected[1]).max(), expected.std()) > 0
@@ -119,7 +119,7 @@ def test_a_linux_cpu_takes_images_one_by_one(network: Counted, platform: str, mo
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_depth_is_float32(network: Counted, dtype: mx.Dtype) -> None:
     network.set_dtype(dtype)
-    assert depth_of(network, dtype)(pixels(SHAPES[0])).dtype == mx.float32
+    assert forward_of(network, dtype)(pixels(SHAPES[0])).depth.dtype == mx.float32
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="work is spread on Linux only")

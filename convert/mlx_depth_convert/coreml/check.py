@@ -11,12 +11,11 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network
+from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network, fetch_checkpoint
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.io.image import ImageSource, load_image
 from mlx_depth.nn.resize import resize
-from mlx_depth.predictor import fetch
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthResult
 from mlx_depth_convert.coreml import device
@@ -167,11 +166,11 @@ def check_package(
 def _original(facts: dict[str, str], path: Path) -> Checkpoint:
     if not facts["source"]:
         raise OptionError(f"{path} was made from local files of {facts['model']}: name their folder or file as well.")
-    return fetch(facts["source"], revision=facts["revision"] or None)[0]
+    return fetch_checkpoint(facts["source"], revision=facts["revision"] or None)[0]
 
 
 def _given(model: str | Path | Checkpoint) -> Checkpoint:
-    return model if isinstance(model, Checkpoint) else fetch(model)[0]
+    return model if isinstance(model, Checkpoint) else fetch_checkpoint(model)[0]
 
 
 def _check_model(facts: dict[str, str], spec: ModelSpec, path: Path) -> None:

@@ -6,16 +6,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlx_depth.checkpoints import hub
-from mlx_depth.checkpoints.checkpoint import Checkpoint, expand_checkpoint
+from mlx_depth.checkpoints.checkpoint import Checkpoint, expand_checkpoint, fetch_checkpoint
+from mlx_depth.checkpoints.resolve import published_spec
 from mlx_depth.errors import SaveError
-from mlx_depth.predictor import fetch
-from mlx_depth.registry import ModelSpec, find_model, find_published
+from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthKind
+from mlx_depth.version import __version__
 from mlx_depth_convert.coreml import tools
 from mlx_depth_convert.coreml.compress import compress_weights
 from mlx_depth_convert.coreml.emit_dinov2_dpt import COLORS, DEPTH, IMAGE, Emitter
@@ -29,7 +28,7 @@ from mlx_depth_convert.coreml.options import (
     package_path,
 )
 
-Read = tuple[Checkpoint, str | None]  # and the Hub's commit
+Read = tuple[Checkpoint, str, str | None]  # what names it on any machine, empty for local files; the Hub's commit
 
 METADATA = "mlx_depth."  # prefix of our keys in the package's user-defined metadata
 MAIN = "main"
@@ -102,30 +101,27 @@ def export_coreml(
     with _writing(out):
         path = package_path(out, name, spec)
     tools.coremltools()
-    checkpoint, revision = read()
+    checkpoint, source, revision = read()
     weights = expand_checkpoint(checkpoint).weights
-    return _write(path, _Job(checkpoint.spec, weights, _source(model, revision), revision, options))
+    return _write(path, _Job(checkpoint.spec, weights, source, revision, options))
 
 
 def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]]:
     """The model's facts, and how to read it: for a published model, facts need no download."""
     if isinstance(model, Checkpoint):
-        return model.spec, lambda: (model, None)
-    if hub.is_name(model):
-        return find_model(str(model)), lambda: fetch(model)
-    published = find_published(str(model).partition("@")[0])
-    if published is not None and not Path(model).exists():
-        return published, lambda: fetch(model)
-    found = fetch(model)
+        return model.spec, lambda: (model, "", None)
+    published = published_spec(model)
+    if published is not None:
+        return published, lambda: _read(model)
+    found = _read(model)
     return found[0].spec, lambda: found
 
 
-def _source(model: str | Path | Checkpoint, revision: str | None) -> str:
-    if isinstance(model, Checkpoint):
-        return ""
-    if hub.is_name(model):
-        return find_model(str(model)).name
-    return "" if revision is None else str(model).partition("@")[0]
+def _read(model: str | Path) -> Read:
+    checkpoint, found = fetch_checkpoint(model)
+    published = published_spec(model)
+    source = published.name if published is not None else found.repo or ""
+    return checkpoint, source, found.revision
 
 
 def _write(path: Path, job: _Job) -> Path:
@@ -215,8 +211,8 @@ def _describe(spec: Any, job: _Job) -> None:
     owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
     metadata.shortDescription = f"{model.name}: {depth_text(options.output, model)}"
     metadata.author = f"{owner} (weights), mlx-depth (conversion)"
-    metadata.license = model.licence or "unknown: ask the authors of the weights"
-    metadata.versionString = version("mlx-depth")
+    metadata.license = model.license or "unknown: ask the authors of the weights"
+    metadata.versionString = __version__
     metadata.userDefined.update(
         {
             "com.apple.coreml.model.preview.type": "depthEstimation",

@@ -4,18 +4,21 @@ from dataclasses import replace
 
 import mlx.nn as nn
 
-from mlx_depth.backbones import dinov2
-from mlx_depth.heads import dpt
-from mlx_depth.models.base import Family, Reference, Stage
-from mlx_depth.models.depth_anything import weights
+from mlx_depth.heads.dpt import RESAMPLINGS
+from mlx_depth.models.base import Family, Stage
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
+from mlx_depth.models.depth_anything.weights import DIALECTS, published_name
+from mlx_depth.models.dpt_image_processor import follow_reference, read_processor
 from mlx_depth.nn.position import PositionRule
-from mlx_depth.weights.rules import prefixed
+from mlx_depth.processor import Processor, Reference
 
 
-def _follow(config: DepthAnythingConfig, reference: Reference) -> DepthAnythingConfig:
+def _follow(
+    config: DepthAnythingConfig, processor: Processor, reference: Reference
+) -> tuple[DepthAnythingConfig, Processor]:
     rule: PositionRule = "scale" if reference == "original" else "size"
-    return replace(config, backbone=replace(config.backbone, position_rule=rule))
+    config = replace(config, backbone=replace(config.backbone, position_rule=rule))
+    return config, follow_reference(processor, reference)
 
 
 def _quantizable(path: str, module: nn.Module) -> bool:
@@ -23,48 +26,26 @@ def _quantizable(path: str, module: nn.Module) -> bool:
 
 
 def _stages(config: DepthAnythingConfig) -> tuple[Stage, ...]:
-    embedding = "backbone.embeddings.patch_embeddings.projection"
-    levels = range(len(dpt.RESAMPLINGS))
+    levels = range(len(RESAMPLINGS))
     return (
-        Stage("patch embedding", "backbone.patch_embed", embedding),
-        Stage("with positions", "backbone.blocks.0", "backbone.encoder.layer.0", at="input"),
-        *(
-            Stage(f"layer {i}", f"backbone.blocks.{i}", f"backbone.encoder.layer.{i}")
-            for i in config.backbone.out_layers
-        ),
-        *(Stage(f"reassemble {i}", f"head.reassemble.{i}", f"neck.convs.{i}") for i in levels),
-        *(Stage(f"fusion {i}", f"head.fusion.{i}", f"neck.fusion_stage.layers.{i}") for i in levels),
-        Stage("head", "head.conv1", "head.conv1"),
+        Stage("patch embedding", "backbone.patch_embed"),
+        Stage("with positions", "backbone.blocks.0", at="input"),
+        *(Stage(f"layer {i}", f"backbone.blocks.{i}") for i in config.backbone.out_layers),
+        *(Stage(f"reassemble {i}", f"head.reassemble.{i}") for i in levels),
+        *(Stage(f"fusion {i}", f"head.fusion.{i}") for i in levels),
+        Stage("head", "head.conv1"),
     )
 
 
 FAMILY = Family(
     name="depth_anything",
     config_type=DepthAnythingConfig,
-    build=DepthAnything,
-    weights={
-        "original": (
-            *prefixed(dinov2.ORIGINAL, "pretrained.", "backbone."),
-            *prefixed(dpt.ORIGINAL, "depth_head.", "head."),
-        ),
-        "transformers": (
-            *prefixed(dinov2.TRANSFORMERS, "backbone.", "backbone."),
-            *prefixed(dpt.TRANSFORMERS, "", "head."),
-        ),
-        "gguf": (
-            *prefixed(dinov2.GGUF, "vit.", "backbone."),
-            *prefixed(dpt.GGUF, "head.", "head."),
-        ),
-    },
-    signatures={
-        "original": "pretrained.blocks.0.attn.qkv.weight",
-        "transformers": "neck.fusion_stage.layers.0.projection.weight",
-        "gguf": "vit.blk.0.attn_qkv.weight",
-    },
-    recognise={"original": weights._recognise_original, "transformers": weights._recognise_transformers},
-    read_config={"depth_anything": weights._read_transformers_config},
-    read_metadata={"gguf": weights._read_gguf_metadata},
+    network=DepthAnything,
+    processor=Processor(),
+    dialects=DIALECTS,
+    read_processor=read_processor,
     follow=_follow,
+    published_name=published_name,
     quantizable=_quantizable,
     stages=_stages,
 )

@@ -4,19 +4,17 @@ Upstream: ``depth_anything_v2/dpt.py``, ``metric_depth/depth_anything_v2/dpt.py`
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
-from mlx_depth.errors import OptionError
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
+from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Size
 from mlx_depth.result import DepthKind
 
 
 @dataclass(frozen=True)
-class DepthAnythingConfig:
+class DepthAnythingConfig(NetworkConfig):
     """One Depth Anything network."""
 
     backbone: DINOv2Config
@@ -33,14 +31,8 @@ class DepthAnythingConfig:
         return self.head.max_depth if self.depth_kind is DepthKind.METRIC else None
 
 
-class DepthAnythingOutput(NamedTuple):
-    """What the network computes."""
-
-    depth: mx.array  # (B, H, W)
-
-
-class DepthAnything(nn.Module):
-    """Normalised images to depth at the same size."""
+class DepthAnything(DepthNetwork):
+    """Normalized images to depth at the same size."""
 
     def __init__(self, config: DepthAnythingConfig):
         super().__init__()
@@ -48,44 +40,40 @@ class DepthAnything(nn.Module):
         self.backbone = DINOv2(config.backbone)
         self.head = DPTHead(config.head)
 
-    def __call__(self, pixel_values: mx.array) -> DepthAnythingOutput:
+    @property
+    def multiple_of(self) -> int:
+        """The patch size."""
+        return self._config.backbone.patch_size
+
+    def __call__(self, pixel_values: mx.array) -> DepthOutputs:
         """Predict depth.
 
         Args:
-            pixel_values: Normalised RGB, ``(B, H, W, 3)``; H and W are multiples of the patch size, 14.
+            pixel_values: Normalized RGB, ``(B, H, W, 3)``; H and W are multiples of the patch size, 14.
         Returns:
             ``depth`` ``(B, H, W)``: inverse depth >= 0, unitless, larger = nearer, or metres for a metric model.
         Raises:
             OptionError: If the shape does not fit.
         """
-        patch = self._config.backbone.patch_size
-        if pixel_values.ndim != 4 or pixel_values.shape[3] != 3 or not len(pixel_values):
-            raise OptionError(f"pixel_values have shape {pixel_values.shape}: pass (B, H, W, 3), channels last")
+        self.check(pixel_values.shape)
         _, H, W, _ = pixel_values.shape
-        if H % patch or W % patch or not H or not W:
-            raise OptionError(f"pixel_values are {H}×{W}: make both sides multiples of {patch}")
         tokens = [layer.patch_tokens for layer in self.backbone(pixel_values)]
-        return DepthAnythingOutput(self.head(tokens, self._grid_size((H, W))))
+        return DepthOutputs(self.head(tokens, self._grid_size((H, W))))
 
-    def prepare(self, size: tuple[int, int]) -> mx.array:
-        """Compute what depends on the image's size alone, (height, width); later calls use it.
+    def prepare(self, size: Size) -> list[mx.array]:
+        """The position table for a size."""
+        return [self.backbone.positions(self._grid_size(size))]
 
-        Returns:
-            The array to evaluate.
-        """
-        return self.backbone.positions(self._grid_size(size))
-
-    def largest_map(self, size: tuple[int, int]) -> int:
-        """Values of the largest map that exists as a whole, for one image of a size, (height, width)."""
+    def largest_map(self, size: Size) -> int:
+        """Values of the head's fused path, for one image."""
         return self.head.largest_map(self._grid_size(size))
 
-    def _grid_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        patch = self._config.backbone.patch_size
-        return size[0] // patch, size[1] // patch
+    def _grid_size(self, size: Size) -> Size:
+        return size[0] // self.multiple_of, size[1] // self.multiple_of
 
 
 # name → (embed_dim, layers, heads, DPT features, DPT channels, V2's tapped layers), as upstream's `model_configs`.
-_SIZES: dict[str, tuple[int, int, int, int, tuple[int, int, int, int], tuple[int, ...]]] = {
+SIZES: dict[str, tuple[int, int, int, int, tuple[int, int, int, int], tuple[int, ...]]] = {
     "small": (384, 12, 6, 64, (48, 96, 192, 384), (2, 5, 8, 11)),
     "base": (768, 12, 12, 128, (96, 192, 384, 768), (2, 5, 8, 11)),
     "large": (1024, 24, 16, 256, (256, 512, 1024, 1024), (4, 11, 17, 23)),
@@ -101,7 +89,7 @@ def depth_anything_config(size: str, *, version: int = 2, max_depth: float | Non
         version: 1 taps the last four layers, 2 taps layers spread over the depth of the backbone.
         max_depth: Metres at the top of a metric head's range (20 indoors, 80 outdoors); None: relative depth.
     """
-    embed_dim, num_layers, num_heads, features, channels, spread_layers = _SIZES[size]
+    embed_dim, num_layers, num_heads, features, channels, spread_layers = SIZES[size]
     return DepthAnythingConfig(
         DINOv2Config(
             embed_dim=embed_dim,

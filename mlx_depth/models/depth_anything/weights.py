@@ -1,7 +1,9 @@
-"""Depth Anything's checkpoints: how each dialect names its tensors, and what its config says."""
+"""Depth Anything's checkpoints: how each dialect names its tensors, and what says how the network is built."""
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from mlx_depth.backbones import dinov2
@@ -9,9 +11,12 @@ from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.errors import CheckpointError
 from mlx_depth.heads import dpt
 from mlx_depth.heads.dpt import DPTConfig
-from mlx_depth.models.base import Shapes
-from mlx_depth.models.depth_anything.network import _SIZES, DepthAnythingConfig, depth_anything_config
+from mlx_depth.models.base import Dialect, Evidence, Reading, Shapes, owner
+from mlx_depth.models.depth_anything.network import SIZES, DepthAnythingConfig, depth_anything_config
+from mlx_depth.weights.rules import prefixed
 from mlx_depth.weights.transformers_config import check_counts, read_keys
+
+MODEL_TYPE = "depth_anything"  # transformers' name of the architecture
 
 # transformers' own defaults: Hub files leave out what equals them.
 _MODEL_DEFAULTS: dict[str, Any] = {
@@ -127,6 +132,10 @@ def _transformers_max_depth(max_depth: Any, kind: str) -> float:
     """The factor of the output, which upstream applies to relative depth, too; older files write null for 1 there."""
     if max_depth is None and kind == "relative":
         return 1.0
+    return _number_of_metres(max_depth)
+
+
+def _number_of_metres(max_depth: Any) -> float:
     if type(max_depth) not in (int, float) or not 0 < max_depth < math.inf:
         raise CheckpointError(
             f"config.json: max_depth is {max_depth!r:.40}, not a number above 0: "
@@ -135,30 +144,75 @@ def _transformers_max_depth(max_depth: Any, kind: str) -> float:
     return float(max_depth)
 
 
-def _recognise_original(shapes: Shapes) -> DepthAnythingConfig:
-    return _recognise(
-        table=shapes["pretrained.pos_embed"],
-        out_channels=[shapes[f"depth_head.projects.{i}.weight"][0] for i in range(4)],
-        features=shapes["depth_head.scratch.output_conv1.weight"][1],
-    )
-
-
-def _recognise_transformers(shapes: Shapes) -> DepthAnythingConfig:
-    return _recognise(
-        table=shapes["backbone.embeddings.position_embeddings"],
-        out_channels=[shapes[f"neck.reassemble_stage.layers.{i}.projection.weight"][0] for i in range(4)],
-        features=shapes["head.conv1.weight"][1],
-    )
-
-
-def _recognise(table: tuple[int, ...], out_channels: list[int], features: int) -> DepthAnythingConfig:
-    for size, (embed_dim, _, _, known_features, channels, _) in _SIZES.items():
-        if (table, tuple(out_channels), features) == ((1, 1370, embed_dim), channels, known_features):
+def _from_shapes(shapes: Shapes, table: str, projection: str, conv1: str) -> DepthAnythingConfig:
+    """The published network with these shapes: of position table, projections, and the head's first convolution."""
+    missing = [name for name in (table, conv1, *map(projection.format, range(4))) if name not in shapes]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {', '.join(missing)}: take the original file.")
+    channels = tuple(shapes[projection.format(level)][:1] for level in range(4))
+    for size, (embed_dim, _, _, features, known, _) in SIZES.items():
+        found = (shapes[table], channels, shapes[conv1][1:2])
+        if found == ((1, 1370, embed_dim), tuple((width,) for width in known), (features,)):
             return depth_anything_config(size)
     raise CheckpointError(
-        f"no published Depth Anything has a position table of shape {table} with DPT channels {out_channels}: "
-        "put the model's config.json beside the weights"
+        f"no published Depth Anything has a position table of shape {shapes[table]} with DPT channels "
+        f"{[width for (width,) in channels]}: put the model's config.json beside the weights"
     )
+
+
+def _read_original(evidence: Evidence) -> Reading:
+    """The authors' files hold tensors alone; a config.json beside them may be transformers' or their own."""
+    if evidence.model_type is not None:
+        return Reading(_read_transformers_config(evidence.config or {}))
+    config = _from_shapes(
+        evidence.shapes,
+        "pretrained.pos_embed",
+        "depth_head.projects.{}.weight",
+        "depth_head.scratch.output_conv1.weight",
+    )
+    return Reading(config, certain=False) if evidence.config is None else _read_authors_config(evidence.config, config)
+
+
+def _read_transformers(evidence: Evidence) -> Reading:
+    if evidence.config is not None:
+        return Reading(_read_transformers_config(evidence.config))
+    config = _from_shapes(
+        evidence.shapes,
+        "backbone.embeddings.position_embeddings",
+        "neck.reassemble_stage.layers.{}.projection.weight",
+        "head.conv1.weight",
+    )
+    return Reading(config, certain=False)
+
+
+_ENCODERS = {"vits": "small", "vitb": "base", "vitl": "large", "vitg": "giant"}
+
+
+def _read_authors_config(data: Mapping[str, Any], shaped: DepthAnythingConfig) -> Reading:
+    """The arguments of the authors' ``DepthAnythingV2``: encoder, features, out_channels, and max_depth if metric."""
+    known = ("encoder", "features", "out_channels", "max_depth", "use_bn", "use_clstoken")
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise CheckpointError(
+            f"config.json has no model_type and keys that are not the authors': {', '.join(unknown)}. "
+            f"Known ones: {', '.join(known)}. Take the file of the original checkpoint."
+        )
+    size = next(name for name in SIZES if SIZES[name][0] == shaped.backbone.embed_dim)
+    features, channels = SIZES[size][3:5]
+    facts: dict[str, Any] = {
+        "features": features,
+        "out_channels": list(channels),
+        "use_bn": False,
+        "use_clstoken": False,
+    }
+    facts["encoder"] = next(name for name in _ENCODERS if _ENCODERS[name] == size)
+    wrong = {key: data[key] for key, value in facts.items() if key in data and data[key] != value}
+    if wrong:
+        raise CheckpointError(f"config.json says {wrong}, but the tensors are those of {facts['encoder']}: correct it.")
+    if "max_depth" not in data:
+        return Reading(shaped, certain=False)
+    head = replace(shaped.head, activation="sigmoid", max_depth=_number_of_metres(data["max_depth"]))
+    return Reading(replace(shaped, head=head))
 
 
 _GGUF = "depthanything3."  # the prefix of V2's keys, too: `arch` tells the two apart
@@ -177,15 +231,21 @@ _GGUF_FIXED: dict[str, Any] = {
 }
 
 
-def _read_gguf_metadata(metadata: Mapping[str, Any]) -> DepthAnythingConfig:
+def _owns_gguf(evidence: Evidence) -> bool:
+    arch = (evidence.metadata or {}).get(f"{_GGUF}arch", _GGUF_FIXED["arch"])
+    return "vit.blk.0.attn_qkv.weight" in evidence.shapes and bool(arch == _GGUF_FIXED["arch"])
+
+
+def _read_gguf(evidence: Evidence) -> Reading:
     """The keys of depth-anything.cpp's ``scripts/convert_da2_to_gguf.py``."""
+    metadata = evidence.metadata or {}
     facts = {key.removeprefix(_GGUF): value for key, value in metadata.items() if key.startswith(_GGUF)}
     try:
         wrong = {key: facts[key] for key, value in _GGUF_FIXED.items() if facts[key] != value}
         if wrong:
             raise CheckpointError(f"the GGUF file is no Depth Anything V2 ({wrong}): take one whose arch is V2's.")
         max_depth = facts.get("head.max_depth")  # older exporters wrote the activation "relu" for metric models, too
-        return DepthAnythingConfig(
+        config = DepthAnythingConfig(
             DINOv2Config(
                 embed_dim=facts["vit.embed_dim"],
                 num_layers=facts["vit.depth"],
@@ -203,5 +263,66 @@ def _read_gguf_metadata(metadata: Mapping[str, Any]) -> DepthAnythingConfig:
                 max_depth=1.0 if max_depth is None else max_depth,
             ),
         )
+        return Reading(config)
     except KeyError as error:
         raise CheckpointError(f"the GGUF file lacks the key {_GGUF}{error.args[0]}: export it again.") from error
+
+
+# V1, V2 and metric files share all tensor names and shapes: their official names tell them apart.
+_OFFICIAL = re.compile(
+    r"depth_anything(?:_(?P<v2>v2)(?:_metric_(?P<place>hypersim|vkitti))?)?_vit(?P<size>[sblg])(?:14)?(?![a-z0-9])"
+)
+_OFFICIAL_GGUF = re.compile(r"depth-anything2-(?:metric-(?P<place>hypersim|vkitti)-)?(?P<size>small|base|large)")
+_PLACES = {"hypersim": "metric-indoor-", "vkitti": "metric-outdoor-", None: ""}
+
+
+def published_name(name: str) -> str | None:
+    """The model of the registry that has this official file name: the authors', or depth-anything.cpp's."""
+    if found := _OFFICIAL.search(name.lower()):
+        version = "v2" if found["v2"] else "v1"
+        return f"depth-anything-{version}-{_PLACES[found['place']]}{_ENCODERS['vit' + found['size']]}"
+    if found := _OFFICIAL_GGUF.match(name.lower()):
+        return f"depth-anything-v2-{_PLACES[found['place']]}{found['size']}"
+    return None
+
+
+# Parts of names that only relatives with the same backbone and head have.
+_RELATIVES = ("motion_modules", "prompt_depth_layer", "resConfUnit_depth")
+
+DIALECTS = {
+    "original": Dialect(
+        rules=(
+            *prefixed(dinov2.ORIGINAL, "pretrained.", "backbone."),
+            *prefixed(dpt.ORIGINAL, "depth_head.", "head."),
+        ),
+        owns=owner(
+            "pretrained.blocks.0.attn.qkv.weight",
+            "depth_head.projects.0.weight",
+            without=_RELATIVES,
+            model_types=(MODEL_TYPE,),
+        ),
+        read=_read_original,
+    ),
+    "transformers": Dialect(
+        rules=(
+            *prefixed(dinov2.TRANSFORMERS, "backbone.", "backbone."),
+            *prefixed(dpt.TRANSFORMERS, "", "head."),
+        ),
+        owns=owner(
+            "neck.fusion_stage.layers.0.projection.weight",
+            "head.conv1.weight",
+            without=_RELATIVES,
+            model_types=(MODEL_TYPE,),
+        ),
+        read=_read_transformers,
+    ),
+    "gguf": Dialect(
+        rules=(
+            *prefixed(dinov2.GGUF, "vit.", "backbone."),
+            *prefixed(dpt.GGUF, "head.", "head."),
+        ),
+        owns=_owns_gguf,
+        read=_read_gguf,
+        lost_axes=True,
+    ),
+}

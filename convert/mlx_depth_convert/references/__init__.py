@@ -1,19 +1,30 @@
-"""The same network in transformers, with the same weights, for comparison."""
+"""The same network in its reference, with the same weights, for comparison: one file a family."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_depth.checkpoints.checkpoint import Checkpoint, expand_checkpoint
 from mlx_depth.errors import OptionError
 from mlx_depth.models.base import Stage
-from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.weights.rules import apply, to_torch_layout
+from mlx_depth_convert.references import depth_anything
 
 DIALECT = "transformers"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How transformers builds a family's network, and where its stages are in it."""
+
+    build: Callable[[Any, Any], Any]  # the module transformers, config → torch.nn.Module
+    twin: Callable[[str], str]  # name of a stage → path of transformers' module
+
+
+REFERENCES = {"depth_anything": Reference(depth_anything.build, depth_anything.twin)}
 
 
 def transformers_network(checkpoint: Checkpoint) -> Any:
@@ -27,19 +38,22 @@ def transformers_network(checkpoint: Checkpoint) -> Any:
         OptionError: If torch or transformers is missing, or transformers has no such model.
     """
     torch, transformers = _import()
-    config = checkpoint.spec.config
-    if not isinstance(config, DepthAnythingConfig):
-        raise OptionError(f"transformers has no {checkpoint.spec.name}: compare it with its own source (--against).")
+    reference = _reference(checkpoint)
     with torch.device("meta"):
-        network = transformers.DepthAnythingForDepthEstimation(_transformers_config(transformers, config))
+        network = reference.build(transformers, checkpoint.spec.config)
     weights = _plain_weights(checkpoint)
     state = {}
     for name, value in network.state_dict().items():
         parts = [np.array(weights[target]) for target in _targets(checkpoint, name, tuple(value.shape))]
         state[name] = torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(value.shape)
     network.load_state_dict(state, assign=True)
-    network.head.max_depth = config.head.max_depth
     return network.eval()
+
+
+def _reference(checkpoint: Checkpoint) -> Reference:
+    if checkpoint.spec.family not in REFERENCES:
+        raise OptionError(f"transformers has no {checkpoint.spec.name}: compare it with its own source (--against).")
+    return REFERENCES[checkpoint.spec.family]
 
 
 class TransformersSide:
@@ -49,15 +63,20 @@ class TransformersSide:
         self.network = transformers_network(checkpoint)
         self.name = "transformers"
         self._modules = dict(self.network.named_modules())
+        self._twin = _reference(checkpoint).twin
         names = [name for name, _ in self.network.named_parameters() if name.endswith(".weight")]
         shapes = {name: tuple(value.shape) for name, value in self.network.named_parameters()}
         targets = {name: _targets(checkpoint, name, shapes[name]) for name in names}
-        self._twins = {found[0]: name for name, found in targets.items() if len(found) == 1}
+        self._twins: Mapping[str, str] = {found[0]: name for name, found in targets.items() if len(found) == 1}
 
     def stage_of(self, path: str) -> Stage | None:
         """The stage that compares one of our layers with its twin here; None where it has none."""
         twin = self._twins.get(f"{path}.weight")
-        return Stage(path, path, twin.removesuffix(".weight")) if twin is not None else None
+        return Stage(path, path) if twin is not None else None
+
+    def _module(self, stage: Stage) -> Any:
+        twin = self._twins.get(f"{stage.name}.weight")  # a stage that `stage_of` made is called as its layer
+        return self._modules[twin.removesuffix(".weight") if twin is not None else self._twin(stage.name)]
 
     def run(self, pixel_values: mx.array, stages: Sequence[Stage]) -> dict[str, np.ndarray]:
         """Stage name → values, and the final depth under ``depth``."""
@@ -72,7 +91,7 @@ class TransformersSide:
 
             return hook
 
-        handles = [self._modules[stage.transformers].register_forward_hook(record(stage)) for stage in stages]
+        handles = [self._module(stage).register_forward_hook(record(stage)) for stage in stages]
         try:
             pixels = torch.from_numpy(np.array(pixel_values.transpose(0, 3, 1, 2)))
             with torch.no_grad():
@@ -100,39 +119,11 @@ def _import() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def _transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
-    backbone, head = config.backbone, config.head
-    return transformers.DepthAnythingConfig(
-        backbone_config=transformers.Dinov2Config(
-            hidden_size=backbone.embed_dim,
-            num_hidden_layers=backbone.num_layers,
-            num_attention_heads=backbone.num_heads,
-            mlp_ratio=backbone.mlp_ratio,
-            image_size=backbone.table_size * backbone.patch_size,
-            patch_size=backbone.patch_size,
-            out_indices=[layer + 1 for layer in backbone.out_layers],
-            reshape_hidden_states=False,
-            use_swiglu_ffn=backbone.swiglu,
-        ),
-        patch_size=head.patch_size,
-        reassemble_hidden_size=head.in_dim,
-        neck_hidden_sizes=list(head.out_channels),
-        fusion_hidden_size=head.features,
-        head_hidden_size=head.hidden_channels,
-        depth_estimation_type="metric" if head.activation == "sigmoid" else "relative",
-        max_depth=1,  # the config takes whole metres alone: `transformers_network` sets the number
-    )
-
-
 def _plain_weights(checkpoint: Checkpoint) -> dict[str, mx.array]:
     plain = {name: array.astype(mx.float32) for name, array in expand_checkpoint(checkpoint).weights.items()}
-    return to_torch_layout(_skeleton(checkpoint), plain)
+    return to_torch_layout(checkpoint.family.network(checkpoint.spec.config), plain)
 
 
 def _targets(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> list[str]:
     """Our names for a tensor of transformers; none for one that is not used."""
-    return list(apply(checkpoint.family.weights[DIALECT], {name: mx.zeros(shape)}))
-
-
-def _skeleton(checkpoint: Checkpoint) -> nn.Module:
-    return checkpoint.family.build(checkpoint.spec.config)
+    return list(apply(checkpoint.family.dialects[DIALECT].rules, {name: mx.zeros(shape)}))

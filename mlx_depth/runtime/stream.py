@@ -1,0 +1,160 @@
+"""Many images through one network: decoded ahead, grouped by size, handed out in order, in bounded memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Generic, TypeVar, cast
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_depth.errors import ImageError
+from mlx_depth.io.image import ImageSource, LoadedImage, load_image
+
+DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
+WINDOW = 4  # batches' worth of images that may wait for others of their size
+
+Size = tuple[int, int]
+T = TypeVar("T")
+OnError = Callable[[ImageSource, ImageError], None]
+# What belongs to the caller and may change, or can only be read in the caller's thread, is taken over at once.
+_TAKEN_AT_ONCE = (np.ndarray, bytearray, memoryview, mx.array)
+
+
+class Batches(Generic[T]):
+    """Images by network size, and their outcomes by number."""
+
+    def __init__(
+        self,
+        size_of: Callable[[LoadedImage], Size | ImageError],
+        run: Callable[[Sequence[LoadedImage]], Sequence[T | ImageError]],
+        batch_size: int,
+    ):
+        self._size_of = size_of
+        self._run = run
+        self._batch_size = batch_size
+        self._waiting: dict[Size, dict[int, tuple[ImageSource, LoadedImage]]] = {}
+        self._done: dict[int, tuple[ImageSource, T | Exception]] = {}
+        self._due = 0  # number of the next image to hand out
+
+    def add(self, number: int, source: ImageSource, loaded: LoadedImage | ImageError) -> None:
+        """Take one image; run a batch where one is full, or where the next outcome has waited long enough."""
+        size = loaded if isinstance(loaded, ImageError) else self._size_of(loaded)
+        if isinstance(size, ImageError):
+            self._done[number] = (source, size)
+        else:
+            group = self._waiting.setdefault(size, {})
+            group[number] = (source, cast(LoadedImage, loaded))
+            if len(group) == self._batch_size:
+                self._compute(size)
+        if number - self._due >= WINDOW * self._batch_size and self._due not in self._done:
+            self._compute(next(size for size, group in self._waiting.items() if self._due in group))
+
+    def ready(self) -> Iterator[tuple[ImageSource, T | Exception]]:
+        """Outcomes whose turn it is."""
+        while self._due in self._done:
+            self._due += 1
+            yield self._done.pop(self._due - 1)
+
+    def finish(self) -> Iterator[tuple[ImageSource, T | Exception]]:
+        """Run what waits, and hand out the rest."""
+        while self._waiting:
+            self._compute(next(iter(self._waiting)))
+            yield from self.ready()
+
+    def _compute(self, size: Size) -> None:
+        group = self._waiting.pop(size)
+        outcomes: Sequence[T | Exception]
+        try:
+            outcomes = self._run([loaded for _, loaded in group.values()])
+        except Exception as error:  # raised when its turn comes, so that what came before it is not lost
+            outcomes = [error] * len(group)
+        for (number, (source, _)), outcome in zip(group.items(), outcomes, strict=True):
+            self._done[number] = (source, outcome)
+
+
+def stream(batches: Batches[T], images: Iterable[ImageSource], *, ahead: int, on_error: OnError | None) -> Iterator[T]:
+    """Results in the order of the images; an error comes once the results before it are out.
+
+    Args:
+        batches: Groups and runs the images.
+        images: Any iterator of them.
+        ahead: How many are decoded, at the most, before they are asked for.
+        on_error: Called with each image that cannot be read, and its error, in order; None: the error is raised.
+    """
+
+    def hand_out(outcomes: Iterator[tuple[ImageSource, T | Exception]]) -> Iterator[T]:
+        for source, outcome in outcomes:
+            if isinstance(outcome, ImageError) and on_error is not None:
+                on_error(source, outcome)
+            elif isinstance(outcome, Exception):
+                raise outcome
+            else:
+                yield outcome
+
+    failure: Exception | None = None
+    with _decoding(images, ahead) as decoded:
+        for number, item in enumerate(decoded):
+            if isinstance(item, Exception):
+                failure = item
+                break
+            batches.add(number, *item)
+            yield from hand_out(batches.ready())
+    yield from hand_out(batches.finish())
+    if failure is not None:
+        raise failure
+
+
+_Decoded = tuple[ImageSource, LoadedImage | ImageError]
+
+
+@contextmanager
+def _decoding(images: Iterable[ImageSource], ahead: int) -> Iterator[Iterator[_Decoded | Exception]]:
+    """Threads that load images in order, at most ``ahead`` of them before they are asked for.
+
+    Where the caller's iterator fails, its error is the last item.
+    """
+    pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="mlx-depth-decode")
+    try:
+        yield _decode_ahead(pool, images, ahead)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode_ahead(
+    pool: ThreadPoolExecutor, images: Iterable[ImageSource], ahead: int
+) -> Iterator[_Decoded | Exception]:
+    queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
+    failure: Exception | None = None
+    sources = iter(images)
+    while True:
+        try:
+            queue.append((source := next(sources), _start_loading(pool, source)))
+        except StopIteration:
+            break
+        except Exception as error:
+            failure = error
+            break
+        if len(queue) > ahead:
+            source, future = queue.popleft()
+            yield source, future.result()
+    for source, future in queue:
+        yield source, future.result()
+    if failure is not None:
+        yield failure
+
+
+def _start_loading(pool: ThreadPoolExecutor, source: ImageSource) -> Future[LoadedImage | ImageError]:
+    if not isinstance(source, _TAKEN_AT_ONCE):
+        return pool.submit(_try_load, source)
+    loaded: Future[LoadedImage | ImageError] = Future()
+    loaded.set_result(_try_load(source))
+    return loaded
+
+
+def _try_load(source: ImageSource) -> LoadedImage | ImageError:
+    try:
+        return load_image(source)
+    except ImageError as error:
+        return error

@@ -1,0 +1,88 @@
+"""Which files make up a checkpoint: one decision, from names, for folders here and for repositories on the Hub."""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from mlx_depth.errors import CheckpointError, ModelNotFoundError
+from mlx_depth.weights.rules import listed
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SAFETENSORS = ".safetensors"
+CONVERTIBLE = (".pth", ".pt", ".bin", ".ckpt", ".gguf")
+TORCH_WEIGHTS = "pytorch_model.bin"  # what transformers takes where there are no safetensors
+BESIDE = (CONFIG, PROCESSOR, "README*", "LICENSE*")  # what belongs to the weights, where it is there
+# What a training run leaves beside its weights, and what is no model of its own.
+_NOT_WEIGHTS = (
+    "training_args.bin",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "random_states*",
+    "adapter_model*",
+)
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+
+
+def choose(names: Iterable[str], *, where: str, convertible: bool) -> tuple[str, ...]:
+    """Choose the weights among the files of one folder; what transformers would load is what is chosen.
+
+    Args:
+        names: Names of the files, without folders.
+        where: What to call the folder in a message.
+        convertible: Take ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.gguf`` files, too.
+    Returns:
+        One file, or the shards after their index.
+    Raises:
+        ModelNotFoundError: If there are no weights.
+        CheckpointError: If several files could be meant.
+    """
+    names = sorted(names)
+    if WEIGHTS in names:
+        return (WEIGHTS,)
+    if INDEX in names:
+        return (INDEX, *(name for name in names if _SHARD.fullmatch(name)))
+    found = [name for name in names if name.lower().endswith(SAFETENSORS) and not _is_beside(name)]
+    if not found and convertible and TORCH_WEIGHTS in names:
+        return (TORCH_WEIGHTS,)
+    if not found and convertible:
+        found = [name for name in names if is_convertible(name) and not _is_beside(name)]
+    if not found:
+        raise ModelNotFoundError(no_weights(where, names))
+    if len(found) > 1:
+        raise CheckpointError(f"{where} holds several checkpoints ({listed(found)}): name the file itself.")
+    return (found[0],)
+
+
+def holds_weights(names: Iterable[str], *, convertible: bool) -> bool:
+    """Whether a folder with these files holds a checkpoint, be it one or several."""
+    return any(
+        name == INDEX
+        or ((name.lower().endswith(SAFETENSORS) or (convertible and is_convertible(name))) and not _is_beside(name))
+        for name in names
+    )
+
+
+def is_convertible(name: str) -> bool:
+    """Whether a file is of a kind that only the conversion tool reads; a suffix in capitals is the suffix."""
+    return name.lower().endswith(CONVERTIBLE)
+
+
+def _is_beside(name: str) -> bool:
+    return any(fnmatchcase(name.lower(), pattern) for pattern in _NOT_WEIGHTS)
+
+
+def no_weights(where: str, names: Sequence[str]) -> str:
+    """Say that a folder or repository has no weights, and what to do instead."""
+    shown = ", ".join(sorted(names)[:8]) or "nothing"
+    return f"{where} has no *.safetensors (it holds {shown}): {instead_of(*sorted(names))}"
+
+
+def instead_of(*names: str) -> str:
+    """The next step, for files that are no safetensors."""
+    convertible = next((name for name in names if is_convertible(name) and not _is_beside(name)), None)
+    if convertible is not None:
+        return f"convert {convertible} first (mlx-depth convert --help)."
+    return "name a folder, a file or a repository with a model's weights."
