@@ -91,7 +91,9 @@ def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "family": spec.family,
-        "kind": spec.depth_kind.description,
+        "kind": spec.depth_kind.value,
+        "unit": spec.depth_kind.unit or None,
+        "description": spec.depth_kind.description,
         "max_depth": spec.config.max_depth,
         "parameters": spec.parameters,
         "license": spec.license,

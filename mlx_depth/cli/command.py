@@ -41,13 +41,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+_EXAMPLES = """\
+examples:
+  mlx-depth predict photo.jpg                       depth/photo.npy, and a picture of it
+  mlx-depth predict photo.jpg -o depth.png          one file, 16 bits
+  mlx-depth predict holiday/ --resume               a folder; goes on where it stopped
+  mlx-depth predict photo.jpg --model mlx-depth-demo --format color   without any download
+  mlx-depth models                                  which models there are, and their licenses
+  mlx-depth convert depth_anything_v2_vits.pth ./da2-small --quantize 8
+  mlx-depth coreml depth-anything-v2-small DepthModel.mlpackage
+
+mlx-depth VERB --help says more of each.
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mlx-depth", description="Depth from photos, in MLX.")
+    parser = argparse.ArgumentParser(
+        prog="mlx-depth",
+        description="Depth from photos, in MLX.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"mlx-depth {__version__}")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     for group in (predict, models, convert, coreml):
         group.add_verbs(verbs)
+    parser.set_defaults(run=lambda _: _print_help(parser))
     return parser
+
+
+def _print_help(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 0
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:

@@ -68,7 +68,8 @@ def test_model_that_is_not_here_is_described_from_the_registry(source: str, offl
 def test_kind_and_range(name: str, metres: float | None, offline: None) -> None:
     facts = describe_model(name)
     assert facts["max_depth"] == metres
-    assert ("metres" in facts["kind"]) == (metres is not None)
+    assert ("metres" in facts["description"]) == (metres is not None)
+    assert (facts["kind"], facts["unit"]) == (("metric", "m") if metres else ("relative_inverse", None))
 
 
 @pytest.mark.parametrize("source", [DEMO, "demo", DEMO_FOLDER, str(DEMO_FOLDER), DEMO_FOLDER / "model.safetensors"])

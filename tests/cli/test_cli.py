@@ -656,3 +656,10 @@ def test_start_imports_little() -> None:
     code = f"import sys, mlx_depth.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_bare_command_shows_what_there_is(capsys) -> None:
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert "mlx-depth predict photo.jpg" in shown
+    assert all(verb in shown for verb in ("predict", "models", "info", "convert", "verify", "coreml-check"))

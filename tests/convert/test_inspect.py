@@ -156,7 +156,7 @@ def test_plot_without_matplotlib(found: Inspection, tmp_path: Path, monkeypatch:
 
 
 def test_the_tool_imports_no_heavy_package() -> None:
-    script = "import sys, mlx_depth_convert.cli, mlx_depth_convert; print(sorted(sys.modules))"
+    script = "import sys, mlx_depth.cli, mlx_depth_convert; print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     for name in ("torch", "transformers", "matplotlib", "gguf", "coremltools", "huggingface_hub"):
         assert f"'{name}'" not in loaded
