@@ -3,10 +3,13 @@
 import warnings
 
 from mlx_depth.errors import OptionError
-from mlx_depth.linux_cpu.openblas import load_openblas
 
 try:
+    from mlx_depth.linux_cpu.openblas import load_openblas
+
     load_openblas()  # before anything imports mlx.core
+except ModuleNotFoundError:  # linux_cpu may be left out
+    pass
 except OptionError as error:  # a wrong path costs speed alone
     warnings.warn(str(error), stacklevel=2)
 

@@ -68,6 +68,15 @@ def test_the_tool_is_imported_by_the_command_line_alone():
     assert users <= {"cli"}
 
 
+def test_linux_cpu_has_one_seam():
+    tool = PACKAGE.parent / "convert"
+    files = [*PACKAGE.rglob("*.py"), *tool.rglob("*.py")]
+    namers = {path.relative_to(PACKAGE.parent).as_posix() for path in files if "linux_cpu" in path.read_text()}
+    seams = {"mlx_depth/__init__.py", "mlx_depth/nn/ops.py"}
+    own = ("mlx_depth/linux_cpu/", "mlx_depth/runtime/")
+    assert {name for name in namers if not name.startswith(own)} == seams
+
+
 def test_only_hub_imports_huggingface_hub():
     users = {
         path.name

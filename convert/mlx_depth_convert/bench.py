@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from mlx_depth.checkpoints.checkpoint import build_network, quantize_checkpoint
 from mlx_depth.errors import OptionError
-from mlx_depth.linux_cpu import openblas
 from mlx_depth.predictor import DEFAULT_MODEL, DepthModel
 from mlx_depth.processor import InputSize
+from mlx_depth.runtime.cpu import environment_without_openblas
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.safetensors_io import DTYPES
@@ -279,7 +279,7 @@ class _Worker:
 def _torch_worker(model: str | Path, shape: tuple[int, int, int], dtype: str) -> Iterator[_Worker]:
     command = [sys.executable, "-m", "mlx_depth_convert.torch_worker", str(model), *map(str, shape), dtype]
     # With our OpenBLAS loaded for all, PyTorch would run on that instead of its own.
-    environment = {**os.environ, openblas.SWITCH: "off"}
+    environment = environment_without_openblas()
     if isinstance(model, Path):
         command[3] = str(model.resolve())
     with subprocess.Popen(

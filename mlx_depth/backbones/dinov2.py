@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth.linux_cpu.streams import by_rows
+from mlx_depth.nn import ops
 from mlx_depth.nn.attention import Attention
 from mlx_depth.nn.layer_scale import LayerScale
 from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
@@ -78,7 +78,10 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = x + self.layer_scale1(self.attn(self.norm1(x)))
-        return by_rows(lambda rows: rows + self.layer_scale2(self.mlp(self.norm2(rows))), x)
+        return ops.row_wise(self._feed_forward, x)
+
+    def _feed_forward(self, x: mx.array) -> mx.array:
+        return x + self.layer_scale2(self.mlp(self.norm2(x)))
 
 
 class DINOv2(nn.Module):

@@ -12,15 +12,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth.linux_cpu.kernels import fast_paths
-from mlx_depth.linux_cpu.streams import in_bands, joined
+from mlx_depth.nn import ops
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
 from mlx_depth.nn.resize import resize, resize_rows
 from mlx_depth.weights.rules import Drop, Rename, Rule
 
 Resampling = Literal["up4", "up2", "keep", "down2"]
 STRIP_ROWS = 64  # of the network's input size, at least
-STRIP_BYTES = 1 << 24  # of the grown map, on a GPU
+STRIP_BYTES = 1 << 24  # of the grown map, where no cache asks for the least
 RESAMPLINGS: tuple[Resampling, ...] = ("up4", "up2", "keep", "down2")  # finest map first
 
 
@@ -150,8 +149,8 @@ class DPTHead(nn.Module):
     def _refine(self, x: mx.array, size: tuple[int, int]) -> mx.array:
         """Grow and refine some rows at a time: the largest maps never exist as a whole."""
         row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * size[1]
-        step = STRIP_ROWS if fast_paths(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
-        return joined(in_bands(functools.partial(self._refine_rows, size), x, size[0], step))
+        step = STRIP_ROWS if ops.cache_bytes(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
+        return ops.build_tiles(functools.partial(self._refine_rows, size), x, size[0], step)
 
     def _refine_rows(self, size: tuple[int, int], x: mx.array, start: int, stop: int) -> mx.array:
         """Some rows of the depth, (B, rows, W), in float32: half precision has steps that one can see."""

@@ -1,6 +1,7 @@
-"""Faster routes to the same numbers where MLX computes on a Linux CPU: its ``exp`` and ``erf`` are scalar there.
+"""Faster routes to the same numbers where MLX computes on a Linux CPU.
 
-For inference in float32 alone: gradients do not pass. ``nn/conv.py`` holds the convolutions.
+Its ``exp`` and ``erf`` are scalar there, and convolutions are slower than matrix products by BLAS. For inference in
+float32 alone: gradients do not pass.
 """
 
 import functools
@@ -11,29 +12,31 @@ import mlx.core as mx
 
 from mlx_depth.linux_cpu.streams import in_parts, on_linux_cpu
 
-_CHUNK_ELEMENTS = 1 << 19  # scores at a time: 2 MB, which the caches next to a core hold
+CACHE_BYTES = 1 << 21  # what the caches next to a core hold
+
+_CHUNK_ELEMENTS = CACHE_BYTES // 4  # scores at a time
 _ROUND = 1.5 * 2**23  # adding and taking away rounds a float32 to an integer
 _ONE_BITS = 127.0 * 2**23  # the bits of 1.0 as an integer
 _LOG2_E = math.log2(math.e)
 
-# 2**23 * (2**(f + 0.5) - 1) for f in -0.5..0.5, relative error 8e-8 of the power; a minimax fit.
-_POWER = (3474676.0, 8222999.0, 2849812.0, 658496.8125, 114783.6875, 15750.2548828125)
-# log2(Φ(-a)) - 0.5 for a >= 0, error 7e-9 in a * Φ(-a); a minimax fit that keeps falling beyond its range, 6.5.
+# Fitted by tests/minting/polynomials.py: 2**23 * (2**(f + 0.5) - 1) for f in -0.5..0.5, to 8e-8 of the power.
+_POWER = (3474676.0, 8222999.0, 2849813.25, 658494.8125, 114779.5703125, 15754.5439453125)
+# By the same script: log2(Φ(-a)) - 0.5 for a in 0..6.5, to 7.1e-9 of a * Φ(-a); beyond, it keeps falling.
 _TAIL = (
     -1.499998927116394,
-    -1.151123285293579,
-    -0.4591154456138611,
-    -0.05271419882774353,
-    0.007333383429795504,
-    -0.00032334175193682313,
-    -0.00011446279677329585,
-    2.5083327273023315e-05,
-    -1.6904029962461209e-06,
+    -1.1511226892471313,
+    -0.459117591381073,
+    -0.05271027609705925,
+    0.007329460699111223,
+    -0.0003210842260159552,
+    -0.00011520455154823139,
+    2.521205897210166e-05,
+    -1.6995207943182322e-06,
 )
 
 
 def fast_paths(x: mx.array) -> bool:
-    """Whether ``x`` takes the routes of this module and of ``nn/conv.py``: float32 on a Linux CPU."""
+    """Whether ``x`` takes the routes of this module: float32 on a Linux CPU."""
     return x.dtype == mx.float32 and on_linux_cpu()
 
 
@@ -128,3 +131,74 @@ def _subtract_tail(x: mx.array, tail: mx.array) -> mx.array:
     """max(x, 0) - |x| * tail."""
     a = mx.abs(x)
     return (0.5 * x + 0.5 * a) - a * tail
+
+
+def conv_1x1(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """One matrix product over the pixels.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        weight: ``(D, 1, 1, C)``.
+        bias: ``(D,)``.
+    Returns:
+        ``(B, H, W, D)``.
+
+    Same numbers as ``mx.conv2d``.
+    """
+    B, H, W, C = x.shape
+    return mx.addmm(bias, x.reshape(-1, C), weight.reshape(-1, C).T).reshape(B, H, W, -1)
+
+
+def conv_3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """Nine matrix products over all pixels: in the flattened, zero-padded image a shift is an offset of the rows.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        weight: ``(D, 3, 3, C)``.
+        bias: ``(D,)``.
+    Returns:
+        ``(B, H, W, D)``, zero padding of one pixel.
+
+    Same numbers as ``mx.conv2d``.
+    """
+    taps = mx.contiguous(weight.transpose(1, 2, 3, 0))  # (3, 3, C, D)
+    H = x.shape[1]
+
+    def rows(start: int, stop: int) -> mx.array:
+        top, bottom = max(start - 1, 0), min(stop + 1, H)
+        return _conv_3x3(x[:, top:bottom], taps, bias)[:, start - top : stop - top]
+
+    return mx.concatenate(in_parts(rows, H), axis=1)
+
+
+def _conv_3x3(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
+    B, H, W, C = x.shape
+    stride = W + 2
+    pixels = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(-1, C)
+    count = pixels.shape[0] - 2 * stride - 2  # up to the last image's last output pixel
+    y = bias
+    for i in range(3):
+        for j in range(3):
+            offset = i * stride + j
+            y = mx.addmm(y, pixels[offset : offset + count], taps[i, j])
+    D = taps.shape[3]
+    return mx.as_strided(y, (B, H, W, D), ((H + 2) * stride * D, stride * D, D, 1))  # without the padding
+
+
+def conv_transpose_tiles(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """A transposed convolution whose stride is its kernel: each pixel becomes a tile, by one matrix product.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        weight: ``(D, kh, kw, C)``.
+        bias: ``(D,)``.
+    Returns:
+        ``(B, H * kh, W * kw, D)``.
+
+    Same numbers as ``mx.conv_transpose2d``.
+    """
+    B, H, W, C = x.shape
+    D, kh, kw, _ = weight.shape
+    tiles = weight.transpose(1, 2, 0, 3).reshape(-1, C)  # (kh * kw * D, C)
+    y = mx.addmm(mx.tile(bias, kh * kw), x.reshape(-1, C), tiles.T)
+    return y.reshape(B, H, W, kh, kw, D).swapaxes(2, 3).reshape(B, H * kh, W * kw, D)

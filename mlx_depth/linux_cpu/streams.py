@@ -27,7 +27,7 @@ def on_linux_cpu() -> bool:
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Build and evaluate within it: what ``in_parts`` and ``by_rows`` are given then runs on all cores.
+    """Build and evaluate within it: what ``in_parts`` is given then runs on all cores.
 
     It takes a Linux CPU with OpenBLAS, and the main thread, as MLX's streams belong to a thread and never end; all else
     is left as it is.
@@ -63,39 +63,6 @@ def in_parts(f: Callable[[int, int], mx.array], length: int) -> list[mx.array]:
         with mx.stream(stream), _spread_over((stream,)):
             parts.append(f(length * i // len(streams), length * (i + 1) // len(streams)))
     return parts
-
-
-def in_bands(f: Callable[[mx.array, int, int], mx.array], x: mx.array, length: int, step: int) -> list[mx.array]:
-    """Parts of a range, one on each core at a time: what a part takes beside its result never exists for all at once.
-
-    Args:
-        f: As for ``in_parts``, given ``x`` before.
-        x: What ``f`` works on.
-        length: Length of the range.
-        step: Length of a part; the last ones may be shorter.
-    Returns:
-        What ``f`` returned, in order.
-    """
-    bands: list[mx.array] = []
-    for top in range(0, length, step * cores()):
-        if bands:
-            (x,) = mx.depends([x], bands[-cores() :])
-        bands += in_parts(_shifted(f, x, top), min(step * cores(), length - top))
-    return bands
-
-
-def _shifted(f: Callable[[mx.array, int, int], mx.array], x: mx.array, top: int) -> Callable[[int, int], mx.array]:
-    return lambda start, stop: f(x, top + start, top + stop)
-
-
-def by_rows(f: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """``f(x)`` for a function that treats the rows of axis 1 apart, a part of them on each core."""
-    return joined(in_parts(lambda start, stop: f(x[:, start:stop]), x.shape[1]))
-
-
-def joined(parts: list[mx.array]) -> mx.array:
-    """Parts of axis 1 as one array."""
-    return mx.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.linux_cpu import kernels
-from mlx_depth.linux_cpu.streams import by_rows
+from mlx_depth.nn import ops
 
 
 class Attention(nn.Module):
@@ -25,7 +24,6 @@ class Attention(nn.Module):
         def split_heads(y: mx.array) -> mx.array:
             return y.reshape(B, N, self.num_heads, head_dim).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
 
-        query, key, value = (split_heads(by_rows(f, x)) for f in (self.query_proj, self.key_proj, self.value_proj))
-        attend = kernels.attention if kernels.fast_paths(x) else mx.fast.scaled_dot_product_attention
-        y = attend(query, key, value, scale=head_dim**-0.5)
-        return by_rows(self.out_proj, y.transpose(0, 2, 1, 3).reshape(B, N, C))
+        query, key, value = (split_heads(ops.row_wise(f, x)) for f in (self.query_proj, self.key_proj, self.value_proj))
+        y = ops.attention(query, key, value, scale=head_dim**-0.5)
+        return ops.row_wise(self.out_proj, y.transpose(0, 2, 1, 3).reshape(B, N, C))

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.linux_cpu import kernels
+from mlx_depth.nn import ops
 
 
 class MLP(nn.Module):
@@ -15,8 +15,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gelu = kernels.gelu if kernels.fast_paths(x) else nn.gelu
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(ops.gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):

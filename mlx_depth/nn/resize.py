@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.linux_cpu.kernels import fast_paths
-from mlx_depth.linux_cpu.streams import by_rows, in_bands, in_parts, joined
+from mlx_depth.nn import ops
 
 Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"]
 
@@ -18,8 +17,6 @@ Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"
 _DENSE_TYPES = (mx.float16, mx.bfloat16)
 _DENSE_MIN_CHANNELS = 8  # a product with 1–4 columns (a depth map, an image) wastes the matrix unit
 _DENSE_MAX_ELEMENTS = 1 << 20  # in × out, as the work: room for a network's axis (592 → 1036), not a photo's
-
-_BAND_BYTES = 1 << 21  # of the output, on a Linux CPU
 
 _BICUBIC_A = -0.75  # torch and OpenCV
 _ANTIALIAS_BICUBIC_A = -0.5  # Pillow, and torch with antialias=True
@@ -73,8 +70,9 @@ def resize(
     Same numbers as torch's ``interpolate`` and OpenCV's ``resize``.
     """
     _check(x, size, method, align_corners, antialias, scale)
-    if fast_paths(x) and not antialias and scale is None and size[0] >= x.shape[1] and size[1] > x.shape[2]:
-        return _grow(x, size, method, align_corners)
+    tile_bytes = ops.cache_bytes(x)
+    if tile_bytes and not antialias and scale is None and size[0] >= x.shape[1] and size[1] > x.shape[2]:
+        return _grow(x, size, method, align_corners, tile_bytes)
     is_float = mx.issubdtype(x.dtype, mx.floating)
     dtype = x.dtype if is_float or method == "nearest" else mx.float32
     for axis in _shrink_first(x, size):
@@ -86,14 +84,14 @@ def resize(
     return x.astype(dtype)
 
 
-def _grow(x: mx.array, size: tuple[int, int], method: Method, align_corners: bool) -> mx.array:
-    """``resize`` in bands that the caches of a CPU hold."""
+def _grow(x: mx.array, size: tuple[int, int], method: Method, align_corners: bool, tile_bytes: int) -> mx.array:
+    """``resize`` in tiles of the output that the caches hold."""
 
     def rows(x: mx.array, start: int, stop: int) -> mx.array:
         return resize_rows(x, size, (start, stop), method=method, align_corners=align_corners)
 
     row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * size[1]
-    return joined(in_bands(rows, x, size[0], max(_BAND_BYTES // row_bytes, 1)))
+    return ops.build_tiles(rows, x, size[0], max(tile_bytes // row_bytes, 1))
 
 
 def resize_rows(
@@ -186,8 +184,8 @@ def _resize_axis(x: mx.array, axis: int, rule: _AxisRule) -> mx.array:
         return _apply_dense(x, axis, _device_matrix(rule))
     indices, weights = _device_taps(rule)
     if axis == 2:
-        return by_rows(lambda rows: _apply_taps(rows, 2, indices, weights), x)
-    return joined(in_parts(lambda i, j: _apply_taps(x, 1, indices[i:j], weights[i:j]), rule.out_size))
+        return ops.row_wise(lambda rows: _apply_taps(rows, 2, indices, weights), x)
+    return ops.build_rows(lambda i, j: _apply_taps(x, 1, indices[i:j], weights[i:j]), rule.out_size)
 
 
 def _prefers_dense(x: mx.array, rule: _AxisRule) -> bool:

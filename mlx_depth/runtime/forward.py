@@ -12,9 +12,9 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlx_depth.errors import OptionError
-from mlx_depth.linux_cpu import openblas
-from mlx_depth.linux_cpu.streams import all_cores, on_linux_cpu
 from mlx_depth.models.base import DepthNetwork, DepthOutputs
+from mlx_depth.runtime import cpu
+from mlx_depth.runtime.cpu import all_cores, on_linux_cpu
 from mlx_depth.weights.safetensors_io import DTYPES
 
 IDLE_SHARE = 1 / 8  # of MLX's memory limit, which is about the memory of a Mac
@@ -168,7 +168,7 @@ def _compiled(call: _Call) -> _Call:
 @cache
 def warn_slow() -> None:
     """Once a process: say how to get a fast BLAS where MLX computes on a slow one."""
-    hint = openblas.hint() if mx.default_device() == mx.Device(mx.cpu) else None
+    hint = cpu.hint() if mx.default_device() == mx.Device(mx.cpu) else None
     if hint is not None:
         warnings.warn(hint, stacklevel=4)
 

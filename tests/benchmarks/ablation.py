@@ -20,7 +20,7 @@ from mlx_depth.backbones.dinov2 import DINOv2
 from mlx_depth.heads import dpt
 from mlx_depth.linux_cpu import kernels
 from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
-from mlx_depth.nn import conv, resize
+from mlx_depth.nn import ops
 from mlx_depth.nn.position import resize_position_table
 from mlx_depth.runtime import forward as runtime
 
@@ -42,17 +42,19 @@ def resized_each_time(self: DINOv2, grid_size: tuple[int, int]) -> mx.array:
     return resize_position_table(self.pos_embed[:, 1:], grid_size, self._config.position_rule)
 
 
-def never(*_: Any) -> bool:
-    return False
-
-
 VARIANTS = (
     Variant("as it is"),
     Variant("one stream, products of several threads", ((runtime, "cores_for", lambda size: nullcontext()),)),
     Variant("attention in chunks of 1 MB", ((kernels, "_CHUNK_ELEMENTS", 1 << 18),)),
-    Variant("MLX's attention and GELU", ((kernels, "fast_paths", never),)),
-    Variant("MLX's convolutions", ((conv, "fast_paths", never),)),
-    Variant("maps grow whole", ((resize, "_BAND_BYTES", HUGE),)),
+    Variant(
+        "MLX's attention and GELU",
+        ((ops, "attention", mx.fast.scaled_dot_product_attention), (ops, "gelu", nn.gelu)),
+    ),
+    Variant(
+        "MLX's convolutions",
+        ((ops, "conv2d", nn.Conv2d.__call__), (ops, "conv_transpose2d", nn.ConvTranspose2d.__call__)),
+    ),
+    Variant("maps grow whole", ((kernels, "CACHE_BYTES", HUGE),)),
     Variant("read-out whole", ((dpt, "STRIP_ROWS", HUGE),)),
     Variant("positions resized each time", ((DINOv2, "positions", resized_each_time),)),
     Variant("no limit of memory", ((runtime, "_limits", lambda working_bytes: nullcontext()),)),

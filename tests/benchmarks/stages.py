@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import report
 
-from mlx_depth.linux_cpu.streams import all_cores, by_rows
+from mlx_depth.linux_cpu.streams import all_cores
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig, depth_anything_config
+from mlx_depth.nn.ops import row_wise
 from mlx_depth.runtime import forward as runtime
 from mlx_depth.runtime.forward import forward_of, resolve_dtype, working_bytes
 from mlx_depth.weights.safetensors_io import dtype_name
@@ -141,7 +142,7 @@ def stages(network: DepthAnything, config: DepthAnythingConfig, size: tuple[int,
         Stage("attention of one block", lambda tokens: first.attn(first.norm1(tokens)), hands_on=False),
         Stage(
             "MLP of one block",
-            lambda tokens: by_rows(lambda rows: first.mlp(first.norm2(rows)), tokens),
+            lambda tokens: row_wise(lambda rows: first.mlp(first.norm2(rows)), tokens),
             hands_on=False,
         ),
         Stage(f"all {len(backbone.blocks)} blocks", run_blocks),

@@ -386,9 +386,7 @@ def test_a_bad_shard_index(index, message, folder):
 def test_two_files_and_no_index(folder):
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"several checkpoints \(a\.safetensors, b\.safetensors\): name the file"
-    ):
+    with pytest.raises(CheckpointError, match=r"several checkpoints \(a\.safetensors, b\.safetensors\): name the file"):
         read_checkpoint(folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from support import relative_error, seeded
 
 from mlx_depth.linux_cpu import openblas, streams
-from mlx_depth.linux_cpu.streams import all_cores, by_rows, in_bands, in_parts, joined
+from mlx_depth.linux_cpu.streams import all_cores, in_parts
 from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="work is spread on Linux only")
@@ -62,33 +62,6 @@ def test_no_more_streams_than_one_thread_can_feed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(openblas, "threads", lambda: 64)
     with all_cores():
         assert streams.cores() == 8
-
-
-def test_rows(count: int) -> None:
-    x = mx.array(seeded("x", (2, 7, 3)))
-    with all_cores():
-        found = by_rows(lambda rows: rows * 2 + 1, x)
-        mx.eval(found)
-    assert mx.array_equal(found, x * 2 + 1)
-
-
-@linux
-def test_bands(count: int) -> None:
-    x = mx.array(seeded("x", (2, 11, 3)))
-    lengths = []
-
-    def part(x: mx.array, start: int, stop: int) -> mx.array:
-        lengths.append(stop - start)
-        return x[:, start:stop] * 2
-
-    alone = in_bands(part, x, 11, 2)
-    assert lengths == [2, 2, 2, 2, 2, 1]
-    with all_cores():
-        spread = in_bands(part, x, 11, 2)
-        mx.eval(spread)
-    assert len(spread) == 6
-    for parts in (alone, spread):
-        assert mx.array_equal(joined(parts), x * 2)
 
 
 @linux

@@ -15,6 +15,7 @@ from PIL import Image
 from support import relative_error, require, seeded
 
 from mlx_depth.errors import OptionError
+from mlx_depth.linux_cpu import kernels
 from mlx_depth.nn import resize as module
 from mlx_depth.nn.resize import resize, resize_pillow, resize_rows
 
@@ -191,11 +192,11 @@ def test_rows_of_a_resize(dtype, channels, gate, method, sides, data):
 
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic", "opencv_cubic"])
 @pytest.mark.parametrize("size", [(11, 14), (29, 31), (12, 40)])
-def test_growing_in_bands(monkeypatch, size, method):
-    """A Linux CPU grows maps some rows at a time; the bands join without a seam."""
-    x = mx.array(seeded("bands", (2, 11, 13, 5)))
+def test_growing_in_tiles(monkeypatch, size, method):
+    """A Linux CPU grows maps some rows at a time; the tiles join without a seam."""
+    x = mx.array(seeded("tiles", (2, 11, 13, 5)))
     whole = resize(x, size, method=method)
-    monkeypatch.setattr(module, "_BAND_BYTES", 1)
+    monkeypatch.setattr(kernels, "CACHE_BYTES", 1)
     calls = []
     monkeypatch.setattr(module, "resize_rows", lambda *x, **more: calls.append(x) or resize_rows(*x, **more))
     assert relative_error(resize(x, size, method=method), whole) <= 1e-6

@@ -1,0 +1,128 @@
+"""The operations that a device may compute in ways of its own: the one seam to them. Elsewhere all are MLX's.
+
+Networks call these, and name no device.
+"""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+try:
+    from mlx_depth.linux_cpu import kernels
+    from mlx_depth.linux_cpu.streams import cores, in_parts
+except ModuleNotFoundError:  # that folder may be left out
+    kernels = None  # type: ignore[assignment]
+
+    def cores() -> int:
+        """How many parts ``in_parts`` makes of work."""
+        return 1
+
+    def in_parts(f: Callable[[int, int], mx.array], length: int) -> list[mx.array]:
+        """A range in one part."""
+        return [f(0, length)]
+
+
+_POINTWISE = ((1, 1), (1, 1), (0, 0), 1, 1)  # size, stride, padding, dilation, groups
+_SAME_3X3 = ((3, 3), (1, 1), (1, 1), 1, 1)
+
+
+def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) -> mx.array:
+    """Scaled dot-product attention.
+
+    Args:
+        query: ``(B, heads, N, D)``, any float type.
+        key: ``(B, heads, M, D)``.
+        value: ``(B, heads, M, D)``.
+        scale: Factor of the scores before the softmax.
+    Returns:
+        ``(B, heads, N, D)``.
+    """
+    attend = kernels.attention if _has_kernels(query) else mx.fast.scaled_dot_product_attention
+    return attend(query, key, value, scale=scale)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """Exact (erf) GELU of any shape and float type."""
+    return kernels.gelu(x) if _has_kernels(x) else nn.gelu(x)
+
+
+def conv2d(layer: nn.Conv2d, x: mx.array) -> mx.array:
+    """What an ``nn.Conv2d`` computes.
+
+    Args:
+        layer: Weights, bias and geometry.
+        x: ``(B, H, W, C)``, any float type.
+    Returns:
+        ``(B, height, width, D)``.
+    """
+    geometry = (layer.weight.shape[1:3], layer.stride, layer.padding, layer.dilation, layer.groups)
+    if _has_kernels(x) and geometry in (_POINTWISE, _SAME_3X3):
+        convolve = kernels.conv_1x1 if geometry == _POINTWISE else kernels.conv_3x3
+        bias = layer.bias if "bias" in layer else mx.zeros(layer.weight.shape[:1])
+        return convolve(x, layer.weight, bias)
+    return nn.Conv2d.__call__(layer, x)
+
+
+def conv_transpose2d(layer: nn.ConvTranspose2d, x: mx.array) -> mx.array:
+    """What an ``nn.ConvTranspose2d`` computes.
+
+    Args:
+        layer: Weights, bias and geometry.
+        x: ``(B, H, W, C)``, any float type.
+    Returns:
+        ``(B, height, width, D)``.
+    """
+    geometry = (layer.stride, layer.padding, layer.output_padding, layer.dilation)
+    if _has_kernels(x) and geometry == (layer.weight.shape[1:3], (0, 0), (0, 0), 1) and "bias" in layer:
+        return kernels.conv_transpose_tiles(x, layer.weight, layer.bias)
+    return nn.ConvTranspose2d.__call__(layer, x)
+
+
+def cache_bytes(x: mx.array) -> int | None:
+    """Bytes of a tile that the caches next to a core hold; None where tiles save memory but no time.
+
+    Args:
+        x: What the work starts from; its type decides.
+    """
+    return kernels.CACHE_BYTES if _has_kernels(x) else None
+
+
+def row_wise(f: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """``f(x)`` for a function that treats the rows of axis 1 apart (tokens, or rows of a map)."""
+    return build_rows(lambda start, stop: f(x[:, start:stop]), x.shape[1])
+
+
+def build_rows(f: Callable[[int, int], mx.array], length: int) -> mx.array:
+    """An array of which each core may build some rows of axis 1.
+
+    Args:
+        f: Builds the rows from its first index to the one before its second.
+        length: Number of rows.
+    """
+    return mx.concatenate(in_parts(f, length), axis=1)
+
+
+def build_tiles(f: Callable[[mx.array, int, int], mx.array], x: mx.array, length: int, step: int) -> mx.array:
+    """``build_rows``, one tile on each core at a time: only their temporaries are alive at once.
+
+    Args:
+        f: As for ``build_rows``, given ``x`` before.
+        x: What ``f`` works on.
+        length: Number of rows.
+        step: Rows of a tile; the last ones may be lower.
+    """
+    tiles: list[mx.array] = []
+    for top in range(0, length, step * cores()):
+        if tiles:
+            (x,) = mx.depends([x], tiles[-cores() :])
+        tiles += in_parts(_shifted(f, x, top), min(step * cores(), length - top))
+    return mx.concatenate(tiles, axis=1)
+
+
+def _shifted(f: Callable[[mx.array, int, int], mx.array], x: mx.array, top: int) -> Callable[[int, int], mx.array]:
+    return lambda start, stop: f(x, top + start, top + stop)
+
+
+def _has_kernels(x: mx.array) -> bool:
+    return kernels is not None and kernels.fast_paths(x)
