@@ -107,11 +107,11 @@ class Benchmark:
         return {"machine": self.machine, "measurements": [row.as_json() for row in self.measurements]}
 
     def as_markdown(self) -> str:
-        """A table; times in milliseconds."""
-        head = ["model", "input", "batch", "dtype", "bits", "load", "first", "mean ± std", "median", "p95"]
-        head += ["images/s", "peak MB", "parameters", "MB on disk"]
+        """A table; the head says the units."""
+        head = ["model", "input", "batch", "dtype", "bits", "load (ms)", "first (ms)", "mean ± std (ms)"]
+        head += ["median (ms)", "p95 (ms)", "images/s", "peak (MB)", "parameters", "on disk (MB)"]
         compared = any(row.torch is not None for row in self.measurements)
-        head += ["torch load", "torch median", "ratio"] if compared else []
+        head += ["torch load (ms)", "torch median (ms)", "ratio"] if compared else []
         rows = [head, ["---"] * len(head), *(_cells(row, compared) for row in self.measurements)]
         where = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         return "\n".join([where, "", *("| " + " | ".join(row) + " |" for row in rows)])

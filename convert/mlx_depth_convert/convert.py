@@ -50,6 +50,30 @@ class Conversion:
     url: str | None  # where it was uploaded
 
 
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How a checkpoint is stored, and what is done with it then: ``convert`` says what each option means."""
+
+    model: str | None = None
+    dtype: str | None = None
+    quantize: int | None = None
+    group_size: int = 64
+    recipe: str | None = None
+    verify: bool = False
+    push_to_hub: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None and self.recipe is not None:
+            raise OptionError("--quantize and --recipe exclude each other: give one of them.")
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise OptionError(f"no recipe {self.recipe!r}: choose one of {', '.join(RECIPES)}.")
+        Quantization(self.quantize if self.quantize is not None else 8, self.group_size)
+        if self.push_to_hub is not None:
+            hub.check_repo(self.push_to_hub)
+        if self.dtype is not None:
+            resolve_dtype(self.dtype)
+
+
 def convert(
     source: str | Path,
     out: str | Path,
@@ -85,17 +109,8 @@ def convert(
         CheckpointError: If the source is damaged, unknown or not the named model, or the verification fails.
         SaveError: If ``out`` cannot be written.
     """
-    done = convert_and_report(
-        source,
-        out,
-        model=model,
-        dtype=dtype,
-        quantize=quantize,
-        group_size=group_size,
-        recipe=recipe,
-        verify=verify,
-        push_to_hub=push_to_hub,
-    )
+    options = ConvertOptions(model, dtype, quantize, group_size, recipe, verify, push_to_hub)
+    done = convert_and_report(source, out, options)
     if done.report is not None and not done.report.passed:
         raise CheckpointError(
             f"{done.path} drifts from its source at {done.report.first_drift}: "
@@ -105,40 +120,35 @@ def convert(
 
 
 def convert_and_report(
-    source: str | Path,
-    out: str | Path,
-    *,
-    model: str | None = None,
-    dtype: str | None = None,
-    quantize: int | None = None,
-    group_size: int = 64,
-    recipe: str | None = None,
-    verify: bool = False,
-    push_to_hub: str | None = None,
-    progress: bool = False,
+    source: str | Path, out: str | Path, options: ConvertOptions, *, progress: bool = False
 ) -> Conversion:
     """``convert`` with all that there is to say about the result.
 
     Args:
-        progress: Show progress bars on stderr; the others as for ``convert``.
+        source: As for ``convert``.
+        out: As for ``convert``.
+        options: Those of ``convert``.
+        progress: Show progress bars on stderr.
     Returns:
         The conversion. A failed verification is in its report, and keeps the folder from being uploaded.
     """
     out = Path(out).expanduser()
-    _check_options(out, quantize, group_size, recipe, push_to_hub)
-    target = resolve_dtype(dtype) if dtype is not None else None
-    with open_checkpoint(source, model=model, progress=progress) as (checkpoint, origin):
+    if out.exists():
+        raise OptionError(f"{out} exists: choose another folder, or remove it first.")
+    with open_checkpoint(source, model=options.model, progress=progress) as (checkpoint, origin):
         check_complete(checkpoint.family.network(checkpoint.spec.config), expand_checkpoint(checkpoint).weights)
-        packed, skipped = _shrunk(checkpoint, target, quantize, group_size, recipe)
+        packed, skipped = _shrunk(checkpoint, options)
+        target = resolve_dtype(options.dtype) if options.dtype is not None else None
         if packed.quantization is not None and checkpoint.quantization is None and target is None:
             target = mx.float16
         if packed is not checkpoint:
             checkpoint.weights.clear()  # or they would stay in memory once they are read
         _write(packed, origin, out, target, progress)
-    report = _verified(out, source, model, progress) if verify else None
+    report = _verified(out, source, options.model, progress) if options.verify else None
     passed = report is None or report.passed
     message = f"Convert {origin.id} with mlx-depth"
-    url = hub.upload_folder(out, push_to_hub, message=message) if push_to_hub is not None and passed else None
+    repo = options.push_to_hub
+    url = hub.upload_folder(out, repo, message=message) if repo is not None and passed else None
     return Conversion(out, packed.spec, tuple(skipped), report, url)
 
 
@@ -156,36 +166,20 @@ def _write(checkpoint: Checkpoint, origin: Origin, out: Path, dtype: mx.Dtype | 
         )
 
 
-def _check_options(
-    out: Path, quantize: int | None, group_size: int, recipe: str | None, push_to_hub: str | None
-) -> None:
-    if out.exists():
-        raise OptionError(f"{out} exists: choose another folder, or remove it first.")
-    if quantize is not None and recipe is not None:
-        raise OptionError("--quantize and --recipe exclude each other: give one of them.")
-    if recipe is not None and recipe not in RECIPES:
-        raise OptionError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}.")
-    Quantization(quantize if quantize is not None else 8, group_size)
-    if push_to_hub is not None:
-        hub.check_repo(push_to_hub)
-
-
-def _shrunk(
-    checkpoint: Checkpoint, dtype: mx.Dtype | None, quantize: int | None, group_size: int, recipe: str | None
-) -> tuple[Checkpoint, list[str]]:
+def _shrunk(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint, list[str]]:
     """The checkpoint as it is to be stored, and the layers that were to be packed and cannot be."""
-    if quantize is None and recipe is None:
-        return (checkpoint if dtype is None else expand_checkpoint(checkpoint)), []
+    if options.quantize is None and options.recipe is None:
+        return (checkpoint if options.dtype is None else expand_checkpoint(checkpoint)), []
     if checkpoint.quantization is not None:
         raise OptionError(
             f"{checkpoint.spec.name} is quantized already: convert its float checkpoint, or expand it first with "
             "--dtype float32."
         )
-    packable, skipped = packable_layers(checkpoint, group_size)
-    if quantize is not None:
-        quantization = Quantization(quantize, group_size)
+    packable, skipped = packable_layers(checkpoint, options.group_size)
+    if options.quantize is not None:
+        quantization = Quantization(options.quantize, options.group_size)
     else:
-        quantization = _mixed(RECIPES[str(recipe)], packable, group_size)
+        quantization = _mixed(RECIPES[str(options.recipe)], packable, options.group_size)
     return quantize_checkpoint(checkpoint, quantization), skipped
 
 

@@ -14,14 +14,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_depth.backbones.dinov2 import Block
 from mlx_depth.checkpoints.checkpoint import build_network
 from mlx_depth.io.image import ImageSource, load_image
+from mlx_depth.nn.attention import Attention
 from mlx_depth.processor import InputSize
 from mlx_depth_convert.opening import open_checkpoint
+from mlx_depth_convert.pictures import generated_picture
 from mlx_depth_convert.plots import draw
 from mlx_depth_convert.recorder import recording
-from mlx_depth_convert.verify import generated_picture
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _BINS, _SURFACE_SIDE = 64, 120
@@ -52,7 +52,7 @@ class Inspection:
     rows: tuple[Row, ...]  # in the order in which the modules start
     depth: np.ndarray  # (H, W), the network's own size
     convolutions: int  # Conv2d and ConvTranspose2d that ran, the patch embedding's included
-    blocks: int  # transformer blocks
+    blocks: int  # transformer blocks: modules with an attention of their own
     parameters: int
 
     def as_text(self) -> str:
@@ -128,7 +128,7 @@ def inspect_model(
         rows=tuple(_row(path, modules[path], calls) for path, calls in moments.items()),
         depth=depth,
         convolutions=sum(isinstance(modules[path], CONVOLUTIONS) for path in moments),
-        blocks=sum(isinstance(modules[path], Block) for path in moments),
+        blocks=sum(_is_block(modules[path]) for path in moments),
         parameters=_count(network.parameters()),
     )
 
@@ -206,6 +206,10 @@ def _row(path: str, module: nn.Module, calls: Sequence[_Moments]) -> Row:
         zeros,
         _count(own),
     )
+
+
+def _is_block(module: nn.Module) -> bool:
+    return any(isinstance(part, Attention) for part in module.values())
 
 
 def _array(result: Any) -> mx.array:

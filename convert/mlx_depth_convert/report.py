@@ -2,39 +2,26 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from mlx_depth_convert.difference import Difference, Gate
 
 FINAL = "depth"
+Runner = Literal["mlx", "transformers"]
 
 
 @dataclass(frozen=True)
-class Gate:
-    """How far a stage may be from its reference."""
-
-    relative: float | None  # largest error over largest value; None: not judged
-    correlation: float
-    factor: float | None = None  # the final depth's best factor, away from 1: what correlation does not see
-
-
-@dataclass(frozen=True)
-class StageError:
+class StageError(Difference):
     """Error of one stage, the worst over all images."""
 
     stage: str
     shape: tuple[int, ...]
-    max_abs: float
-    mean_abs: float
-    relative: float  # max_abs over the reference's largest absolute value
-    correlation: float
-    factor: float  # by which the reference comes closest, in least squares
-    worst: tuple[int, ...]  # index of max_abs
     image: str  # where the relative error is largest
 
     def passes(self, gate: Gate) -> bool:
-        """Whether the stage is within the gate."""
-        near = gate.relative is None or self.relative <= gate.relative
-        scaled = self.stage == FINAL and gate.factor is not None and not abs(self.factor - 1) <= gate.factor
-        return near and not scaled and self.correlation >= gate.correlation
+        """Whether the stage is within the gate; a factor is judged on the final depth alone."""
+        judged = gate if self.stage == FINAL else dataclasses.replace(gate, factor=None)
+        return not judged.faults(self)
 
 
 @dataclass(frozen=True)
@@ -60,15 +47,30 @@ class Report:
     depths: tuple[DepthError, ...]
     first_drift: str | None  # first stage past the gate
     first_module: str | None  # first layer past the gate, where there is a drifting stage
+    runner: Runner  # what ran the other side
 
     @property
     def passed(self) -> bool:
         """Whether all stages are within the gate."""
         return self.first_drift is None
 
+    @property
+    def meaning(self) -> str:
+        """What was compared with what, and what that proves."""
+        if self.runner == "transformers":
+            return (
+                f"{self.model} in MLX was compared with {self.against}, on the same pixels: a pass proves that the "
+                "network is ported right."
+            )
+        return (
+            f"{self.model} was compared with {self.against}, both in MLX, on the same pixels: a pass proves that the "
+            "weights are stored right, not that the network is ported right. For that, run mlx-depth verify with "
+            "--against transformers."
+        )
+
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
+        return {**dataclasses.asdict(self), "passed": self.passed, "meaning": self.meaning}
 
     def as_text(self) -> str:
         """Aligned columns for a terminal."""
@@ -111,6 +113,7 @@ class Report:
         factor = f", factor of the depth within 1 ± {self.gate.factor:g}" if self.gate.factor is not None else ""
         lines.append(f"gate ({self.precision}): {limit}correlation ≥ {self.gate.correlation:.6g}{factor}")
         lines.append(f"factor of the depth: {self.stages[-1].factor:.5f}")
+        lines.append(self.meaning)
         if self.passed:
             return [*lines, "passed"]
         place = f", first layer past it: {self.first_module}" if self.first_module else ""

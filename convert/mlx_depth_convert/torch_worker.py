@@ -14,7 +14,8 @@ from typing import Any
 
 from mlx_depth.errors import MlxDepthError
 from mlx_depth_convert.opening import open_checkpoint
-from mlx_depth_convert.references import transformers_network
+from mlx_depth_convert.references import reference_of
+from mlx_depth_convert.references.network import transformers_network
 
 
 def main(model: str, batch: str, height: str, width: str, dtype: str) -> None:
@@ -37,6 +38,7 @@ def _prepare(model: str, shape: tuple[int, ...], dtype: str) -> tuple[Callable[[
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as folder:
         with open_checkpoint(model) as (checkpoint, _):
             original = transformers_network(checkpoint)
+            depth_of = reference_of(checkpoint.spec).depth
         import torch
         import transformers
 
@@ -53,7 +55,7 @@ def _prepare(model: str, shape: tuple[int, ...], dtype: str) -> tuple[Callable[[
     def run() -> float:
         begin = time.perf_counter()
         with torch.inference_mode():
-            network(pixels).predicted_depth[0, 0, 0].item()  # a value is there once all is computed
+            depth_of(network(pixels))[0, 0, 0].item()  # a value is there once all is computed
         return time.perf_counter() - begin
 
     return run, load

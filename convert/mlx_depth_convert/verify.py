@@ -18,9 +18,11 @@ from mlx_depth.io.image import ImageSource, load_image
 from mlx_depth.models.base import Stage
 from mlx_depth.processor import InputSize, Reference
 from mlx_depth.result import DepthKind
+from mlx_depth_convert.difference import Gate, correlation, measure
 from mlx_depth_convert.opening import open_checkpoint
+from mlx_depth_convert.pictures import generated_picture
 from mlx_depth_convert.recorder import recording
-from mlx_depth_convert.report import FINAL, DepthError, Gate, Report, StageError
+from mlx_depth_convert.report import FINAL, DepthError, Report, Runner, StageError
 
 TRANSFORMERS: Reference = "transformers"
 
@@ -42,7 +44,7 @@ FAR_SHARE = 0.01  # below this share of the largest reference value a ratio of d
 class Side(Protocol):
     """One of the two implementations."""
 
-    name: str
+    name: Runner
 
     def run(self, pixel_values: mx.array, stages: Sequence[Stage]) -> dict[str, np.ndarray]:
         """Stage name → values, and the final depth under ``depth``."""
@@ -144,7 +146,7 @@ def compare(
     worst = tuple(_worst(errors) for errors in zip(*found, strict=True))
     first = next((error.stage for error in worst if not error.passes(gate)), None)
     module = _first_module(ours, theirs, drifting, gate) if drifting is not None else None
-    return Report(model, against, precision, gate, worst, tuple(depths), first, module)
+    return Report(model, against, precision, gate, worst, tuple(depths), first, module, theirs.name)
 
 
 def _pictures(images: Iterable[ImageSource]) -> list[tuple[str, np.ndarray]]:
@@ -155,7 +157,7 @@ def _pictures(images: Iterable[ImageSource]) -> list[tuple[str, np.ndarray]]:
 class MlxSide:
     """Runs our network in float32 and hands out stages."""
 
-    name = "mlx"
+    name: Runner = "mlx"
 
     def __init__(self, checkpoint: Checkpoint):
         self.network = build_network(checkpoint, dtype=mx.float32, expand=True)
@@ -195,7 +197,7 @@ class MlxSide:
 def _other_side(reference: Checkpoint, with_transformers: bool) -> Side:
     if not with_transformers:
         return MlxSide(reference)
-    from mlx_depth_convert.references import TransformersSide
+    from mlx_depth_convert.references.side import TransformersSide
 
     return TransformersSide(reference)
 
@@ -216,50 +218,9 @@ def _precision(checkpoint: Checkpoint) -> str:
     return "bfloat16" if mx.bfloat16 in types else "float16" if mx.float16 in types else "float32"
 
 
-def generated_picture() -> np.ndarray:
-    """A picture with edges, gradients and noise, ``(420, 560, 3)``, always the same."""
-    rows, columns = np.mgrid[0:420, 0:560]
-    random = np.random.RandomState(0)
-    picture = np.stack([rows / 420, columns / 560, (rows + columns) / 980], axis=-1)
-    for _ in range(24):
-        top, left, height, width = random.randint((0, 0, 20, 20), (400, 540, 200, 260))
-        picture[top : top + height, left : left + width] = random.uniform(size=3)
-    noisy = picture + random.normal(scale=0.03, size=picture.shape)
-    return (noisy.clip(0, 1) * 255).astype(np.uint8)
-
-
 def stage_error(stage: str, ours: np.ndarray, reference: np.ndarray, image: str) -> StageError:
-    a, b = ours.astype(np.float64), reference.astype(np.float64)
-    difference = np.abs(a - b)
-    worst = np.unravel_index(int(np.nanargmax(np.where(np.isnan(difference), np.inf, difference))), a.shape)
-    scale = float(np.abs(b).max())
-    largest = float(difference[worst])
-    return StageError(
-        stage,
-        a.shape,
-        largest,
-        float(difference.mean()),
-        largest / scale if scale else float(largest > 0),
-        _correlation(a, b),
-        _factor(a, b),
-        tuple(int(index) for index in worst),
-        image,
-    )
-
-
-def _factor(a: np.ndarray, b: np.ndarray) -> float:
-    """The factor of ``b`` that comes closest to ``a``; NaN where ``b`` is zero or a value is not finite."""
-    power = float((b * b).sum())
-    return float((a * b).sum() / power) if power and np.isfinite(power) else float("nan")
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's over all values; constant arrays correlate if they are equal, NaN with nothing."""
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return 0.0
-    a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
-    norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b / norm) if norm else float(np.array_equal(a, b))
+    """``measure`` with the stage and the image that the figures are of."""
+    return StageError(**vars(measure(ours, reference)), stage=stage, shape=ours.shape, image=image)
 
 
 def _worst(errors: Sequence[StageError]) -> StageError:
@@ -282,14 +243,14 @@ def depth_error(image: str, ours: np.ndarray, reference: np.ndarray, kind: Depth
     near = b > FAR_SHARE * b.max()
     a, b = a[near], b[near]
     if not b.size:
-        return DepthError(image, ours.shape[1:], float("nan"), float("nan"), _correlation(ours, reference))
+        return DepthError(image, ours.shape[1:], float("nan"), float("nan"), correlation(ours, reference))
     ratio = np.maximum(a, np.finfo(float).tiny) / b
     return DepthError(
         image,
         (ours.shape[1], ours.shape[2]),
         float((np.abs(a - b) / b).mean()),
         float((np.maximum(ratio, 1 / ratio) < 1.25).mean()),
-        _correlation(ours.astype(np.float64), reference.astype(np.float64)),
+        correlation(ours.astype(np.float64), reference.astype(np.float64)),
     )
 
 

@@ -43,11 +43,9 @@ def _add_convert(verbs: Any) -> None:
 
 
 def _run_convert(options: argparse.Namespace) -> int:
-    from mlx_depth_convert.convert import convert_and_report
+    from mlx_depth_convert.convert import ConvertOptions, convert_and_report
 
-    done = convert_and_report(
-        options.source,
-        options.out,
+    wanted = ConvertOptions(
         model=options.model,
         dtype=options.dtype,
         quantize=options.quantize,
@@ -55,8 +53,8 @@ def _run_convert(options: argparse.Namespace) -> int:
         recipe=options.recipe,
         verify=options.verify,
         push_to_hub=options.push_to_hub,
-        progress=sys.stderr.isatty(),
     )
+    done = convert_and_report(options.source, options.out, wanted, progress=sys.stderr.isatty())
     spec, report = done.spec, done.report
     say(f"{spec.name}: {spec.depth_kind.description}, license {spec.license or 'unknown'}")
     if done.skipped:

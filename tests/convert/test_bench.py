@@ -13,8 +13,8 @@ from PIL import Image
 from mlx_depth.cli import main
 from mlx_depth.errors import OptionError
 
-HEAD = ["model", "input", "batch", "dtype", "bits", "load", "first", "mean ± std", "median", "p95"]
-HEAD += ["images/s", "peak MB", "parameters", "MB on disk"]
+HEAD = ["model", "input", "batch", "dtype", "bits", "load (ms)", "first (ms)", "mean ± std (ms)"]
+HEAD += ["median (ms)", "p95 (ms)", "images/s", "peak (MB)", "parameters", "on disk (MB)"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_markdown_and_plot(compared: Benchmark, tmp_path: Path) -> None:
     assert "MLX " in machine
     assert blank == ""
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, rule, row)]
-    assert cells[0] == [*HEAD, "torch load", "torch median", "ratio"]
+    assert cells[0] == [*HEAD, "torch load (ms)", "torch median (ms)", "ratio"]
     assert len({len(line) for line in cells}) == 1
     assert cells[2][:5] == ["tiny", "70×70", "1", "float32", "–"]
     picture = plot_benchmark(compared, tmp_path / "bench.png")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import reference
 from mlx_depth_convert import convert
-from mlx_depth_convert.convert import RECIPES, convert_and_report
+from mlx_depth_convert.convert import RECIPES, ConvertOptions, convert_and_report
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.verify import GATES, compare
 from safetensors.numpy import load_file
@@ -186,11 +186,11 @@ def test_a_width_that_the_group_does_not_divide_is_skipped_and_said(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tiny is 32 wide, its hidden layers 128."""
-    done = convert_and_report(tiny, tmp_path / "a", quantize=8, group_size=64)
+    done = convert_and_report(tiny, tmp_path / "a", ConvertOptions(quantize=8, group_size=64))
     assert len(done.skipped) == 4 * 5  # query, key, value, out and fc1 of four blocks
     assert main(["convert", str(tiny), str(tmp_path / "b"), "--quantize", "8"]) == 0
     assert "20 layers are not quantized, as 64 does not divide them" in capsys.readouterr().err
-    assert convert_and_report(tiny, tmp_path / "c", quantize=8, group_size=32).skipped == ()
+    assert convert_and_report(tiny, tmp_path / "c", ConvertOptions(quantize=8, group_size=32)).skipped == ()
     assert mlx_depth.load(tmp_path / "a").predict(np.zeros((70, 70, 3), np.uint8), input_size=70).depth.shape == (
         70,
         70,
@@ -253,7 +253,7 @@ def test_config_and_card_say_what_it_is(tmp_path: Path) -> None:
 def test_progress_is_a_bar_over_tensors_on_stderr(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert_and_report(tiny, tmp_path / "out", progress=True)
+    convert_and_report(tiny, tmp_path / "out", ConvertOptions(), progress=True)
     printed = capsys.readouterr()
     count = len(read_checkpoint(tiny).weights)
     assert printed.out == ""
@@ -381,6 +381,8 @@ def test_command_prints_the_path_and_the_license(
     assert facts["path"] == str(tmp_path / "b")
     assert facts["verification"]["passed"] is True
     assert "passed" in printed.err
+    assert "both in MLX, on the same pixels" in facts["verification"]["meaning"]
+    assert facts["verification"]["meaning"] in printed.err
 
 
 @pytest.mark.usefixtures("small_pictures")
@@ -411,7 +413,7 @@ class FakeApi:
 
 def test_push_to_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-    done = convert_and_report(tiny, tmp_path / "out", push_to_hub="me/tiny-mlx")
+    done = convert_and_report(tiny, tmp_path / "out", ConvertOptions(push_to_hub="me/tiny-mlx"))
     assert done.url == "https://huggingface.co/me/tiny-mlx"
     assert FakeApi.calls == [
         ("create", "me/tiny-mlx", True),

@@ -12,14 +12,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_depth_convert import inspect_model
-from mlx_depth_convert.inspect_model import Inspection, plot_depth
+from mlx_depth_convert.inspect_model import Inspection, _is_block, plot_depth
 from mlx_depth_convert.recorder import recording
-from mlx_depth_convert.verify import generated_picture
 from PIL import Image
 
 import mlx_depth
 from mlx_depth.cli import main
 from mlx_depth.errors import OptionError, SaveError
+from mlx_depth.nn.attention import Attention
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZE = 98
@@ -106,9 +106,20 @@ def test_compiled_parts_are_seen() -> None:
     assert compiled(x).sum().item() == 6
 
 
-def test_generated_picture_is_always_the_same() -> None:
-    assert np.array_equal(generated_picture(), generated_picture())
-    assert (generated_picture().shape, generated_picture().dtype) == ((420, 560, 3), np.uint8)
+def test_a_block_is_what_owns_an_attention() -> None:
+    """Whatever its class: other families have blocks of their own."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing = Attention(4, 2)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.mixing(x)
+
+    assert _is_block(Layer())
+    assert not _is_block(Attention(4, 2))
+    assert not _is_block(nn.Sequential(Layer()))
 
 
 # The command
@@ -156,7 +167,7 @@ def test_plot_without_matplotlib(found: Inspection, tmp_path: Path, monkeypatch:
 
 
 def test_the_tool_imports_no_heavy_package() -> None:
-    script = "import sys, mlx_depth.cli, mlx_depth_convert; print(sorted(sys.modules))"
+    script = "import sys, mlx_depth.cli.convert, mlx_depth.cli.coreml, mlx_depth_convert; print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     for name in ("torch", "transformers", "matplotlib", "gguf", "coremltools", "huggingface_hub"):
         assert f"'{name}'" not in loaded

@@ -64,6 +64,7 @@ def test_every_stage_equals_transformers(options: dict[str, int], tmp_path: Path
     assert [stage.stage for stage in report.stages] == STAGES
     assert all(stage.relative <= 1e-4 and stage.correlation >= 0.99999 for stage in report.stages)
     assert report.against == "transformers with the weights of hub"
+    assert "a pass proves that the network is ported right" in report.as_text()
     assert report.stages[-1].shape == (1, 84, 126)
 
 
@@ -109,6 +110,12 @@ def test_equal_checkpoints_have_no_error(hub: Path) -> None:
     report = drift(hub, "head.conv3.bias", 1.0)
     assert report.passed
     assert {stage.max_abs for stage in report.stages} == {0.0}
+    sentence = "a was compared with b, both in MLX, on the same pixels: a pass proves that the weights are stored right"
+    for text in (report.as_text(), report.as_markdown(), report.as_json()["meaning"]):
+        assert sentence in text
+        assert (
+            "not that the network is ported right. For that, run mlx-depth verify with --against transformers." in text
+        )
     assert [depth.abs_rel for depth in report.depths] == [0.0]
 
 
@@ -165,7 +172,7 @@ def test_the_demo_in_four_bits_on_a_photo(tmp_path: Path) -> None:
 def test_the_recorded_source_is_the_default(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"id": "some-one/tiny", "revision": "a" * 40, "sha256": {}}
     out = write_checkpoint(read_checkpoint(hub), tmp_path / "out", source=source, card="")
-    asked: list[object] = []
+    asked: list[tuple[str, str]] = []
 
     def fetch(repo: str, revision: str, **_: object) -> tuple[Path, str]:
         asked.append((repo, revision))

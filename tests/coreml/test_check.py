@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from coreml.tiny import SIZE, changed, tiny
-from mlx_depth_convert.coreml import check_package, export_coreml, fold
+from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml.agreement import GATES, Agreement
-from mlx_depth_convert.coreml.check import drawn_image
-from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
+from mlx_depth_convert.coreml.emitters import base, fold
+from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
+from mlx_depth_convert.difference import Difference
+from mlx_depth_convert.pictures import generated_picture
 from PIL import Image
-from support import correlation, require
+from support import require
 
 from mlx_depth.errors import CheckpointError, ImageError
 
@@ -48,7 +50,7 @@ def _swapped_query_and_key(monkeypatch, checkpoint):
 
 
 def _corners_not_aligned(monkeypatch, checkpoint):
-    original = Emitter.grow
+    original = DepthAnythingEmitter.grow
 
     def grow(self, x, size, to, name):
         builder = self.mb
@@ -61,7 +63,7 @@ def _corners_not_aligned(monkeypatch, checkpoint):
         finally:
             monkeypatch.setattr(builder, "upsample_bilinear", upsample)
 
-    monkeypatch.setattr(Emitter, "grow", grow)
+    monkeypatch.setattr(DepthAnythingEmitter, "grow", grow)
     return checkpoint
 
 
@@ -90,7 +92,7 @@ def test_a_structural_mutation_fails_in_float16(mutate, tmp_path, monkeypatch):
         path = export_coreml(mutate(patch, checkpoint), tmp_path, sizes=SIZE)
     report = check_package(path, checkpoint)
     assert not report.passed, report
-    assert report.functions[0].float32.error > 100 * GATES["float32"].error
+    assert report.functions[0].float32.error > 100 * GATES["float32"].relative
 
 
 @pytest.mark.parametrize("mutate", [_epsilon_of_torch, _epsilon_not_scaled])
@@ -101,7 +103,7 @@ def test_a_wrong_epsilon_fails_in_float32(mutate, tmp_path, monkeypatch):
         path = export_coreml(mutate(patch, checkpoint), tmp_path, sizes=SIZE, precision="float32")
     report = check_package(path, checkpoint)
     assert not report.passed, report
-    assert report.functions[0].float32.error > 10 * GATES["float32"].error
+    assert report.functions[0].float32.error > 10 * GATES["float32"].relative
 
 
 def test_bgr_in_the_interface_fails(half_package, tmp_path):
@@ -118,19 +120,10 @@ def test_bgr_in_the_interface_fails(half_package, tmp_path):
 
 
 def test_swapped_colours_fail(tmp_path, monkeypatch):
-    original = Emitter.colors
-
-    def swapped(self, near, colormap):
-        from mlx_depth_convert.coreml import emit_dinov2_dpt
-
-        knots = emit_dinov2_dpt.color_knots(colormap)[:, ::-1]
-        with monkeypatch.context() as patch:
-            patch.setattr(emit_dinov2_dpt, "color_knots", lambda _: np.ascontiguousarray(knots))
-            return original(self, near, colormap)
-
+    knots = np.ascontiguousarray(base.color_knots("turbo")[:, ::-1])
     with monkeypatch.context() as patch:
-        patch.setattr(Emitter, "colors", swapped)
-        path = export_coreml(tiny(), tmp_path, sizes=SIZE, colormap="turbo")
+        patch.setattr(base, "color_knots", lambda _: knots)
+        path = export_coreml(tiny(), tmp_path, sizes=SIZE, cmap="turbo")
     (fault,) = check_package(path, tiny()).faults
     assert "colours" in fault
 
@@ -142,26 +135,64 @@ def test_overflow_in_float16_is_named(tmp_path):
     assert any("beyond float16" in fault and "reassemble0" in fault for fault in report.faults), report
 
 
+def test_depth_beyond_float16_fails_in_float32_too(tmp_path):
+    """The graph computes it, but the image that an app gets holds float16."""
+    kernel = tiny().weights["head.conv3.weight"]
+    checkpoint = changed(tiny(), head__conv3__weight=kernel * 1e6)
+    path = export_coreml(checkpoint, tmp_path, sizes=SIZE, output="raw", precision="float32")
+    report = check_package(path, checkpoint)
+    assert report.functions[0].float32.error <= 1e-5
+    assert [fault.split(" reaches ")[0] for fault in report.faults] == [
+        "main: the package's depth",
+        "main: the model's depth",
+    ]
+    assert "a depth image ends at 65504" in report.faults[0]
+    assert "Proved" not in report.as_text()
+
+
+def test_an_overflow_of_float32_fails(tmp_path):
+    kernel = tiny().weights["head.conv2.weight"]
+    checkpoint = changed(tiny(), head__conv2__weight=kernel * 1e38)
+    report = check_package(export_coreml(checkpoint, tmp_path, sizes=SIZE, precision="float32"), checkpoint)
+    assert any(fault.endswith(" overflows") for fault in report.faults), report
+
+
+def test_a_constant_depth_proves_nothing(tmp_path):
+    kernel = tiny().weights["head.conv3.weight"]
+    checkpoint = changed(tiny(), head__conv3__weight=kernel * 0)
+    report = check_package(export_coreml(checkpoint, tmp_path, sizes=SIZE, output="raw"), checkpoint)
+    assert report.faults == [
+        "main: the model's depth is the same everywhere, which proves nothing: check with another --image"
+    ]
+
+
 def test_wrong_metres_fail_though_they_correlate():
-    agreement = Agreement(error=0.75, correlation=1.0)  # 20 m exported as 5 m
+    agreement = Agreement(_difference(error=0.75, correlation=1.0))  # 20 m exported as 5 m
     assert agreement.faults(GATES["float16"]) == ["the error is 0.75, above 0.02"]
-    assert len(Agreement(float("nan"), float("nan"), float("nan")).faults(GATES["palette6"])) == 3
+    nan = float("nan")
+    assert len(Agreement(_difference(error=nan, correlation=nan), nan).faults(GATES["palette6"])) == 3
+
+
+def _difference(error, correlation):
+    return Difference(max_abs=1.0, mean_abs=1.0, relative=error, correlation=correlation, factor=1.0, worst=(0,))
 
 
 def test_report_tells_what_was_found(tmp_path):
-    report = check_package(export_coreml(tiny(), tmp_path, sizes=[SIZE, (98, 70)], colormap="gray"), tiny())
+    report = check_package(export_coreml(tiny(), tmp_path, sizes=[SIZE, (98, 70)], cmap="gray"), tiny())
     text = report.as_text()
+    assert text.startswith("passed: error at most 0.02, correlation at least 0.9999\nProved: ")
     for word in ("size_70x98", "size_98x70", "float32 arithmetic", "simulated float16", "colours", "layer_norm 9"):
         assert word in text
     assert "run this command on a Mac" in text
     facts = json.loads(json.dumps(report.as_json()))
     assert facts["passed"] is True
     assert facts["functions"][0]["float16"]["correlation"] >= 0.9999
+    assert set(facts["functions"][0]["float16"]) == {"error", "correlation", "color_error"}
 
 
 def test_a_photo_is_stretched_to_each_function(full_package, tmp_path):
     photo = tmp_path / "photo.png"
-    Image.fromarray(drawn_image((50, 60))).save(photo)
+    Image.fromarray(generated_picture((50, 60))).save(photo)
     assert check_package(full_package, tiny(), photo).passed
     with pytest.raises(ImageError):
         check_package(full_package, tiny(), tmp_path / "missing.png")
@@ -182,19 +213,11 @@ def test_what_is_no_package_is_refused(half_package, tmp_path):
         check_package(path, tiny())
 
 
-def test_drawn_image_uses_all_channels():
-    image = drawn_image((60, 80))
-    assert image.shape == (60, 80, 3)
-    assert image.dtype == np.uint8
-    assert min(image[..., channel].std() for channel in range(3)) > 20
-    assert correlation(image[..., 0], image[..., 2]) < 0.9
-
-
 def test_colours_follow_the_colour_map(tmp_path):
     """Independent of the check's own colours: entries of the table, as DepthResult paints them."""
     from mlx_depth.io.colormaps import colormap_table
 
-    (function,) = read_package(export_coreml(tiny(), tmp_path, sizes=SIZE, colormap="Spectral_r")).functions.values()
-    outputs = run_function(function, drawn_image(SIZE), float16=True).outputs
+    (function,) = read_package(export_coreml(tiny(), tmp_path, sizes=SIZE, cmap="Spectral_r")).functions.values()
+    outputs = run_function(function, generated_picture(SIZE), float16=True).outputs
     painted = colormap_table("Spectral_r")[(outputs["depth"][0, 0] * 255).astype(np.uint8)]
     assert np.abs(outputs["colors"][0].transpose(1, 2, 0) - painted).max() <= 8  # an entry's step is up to 5

@@ -10,12 +10,12 @@ import pytest
 from coreml.tiny import tiny
 from mlx_depth_convert.coreml import check, check_package, device
 from mlx_depth_convert.coreml.agreement import GATES
-from mlx_depth_convert.coreml.check import drawn_image
+from mlx_depth_convert.pictures import generated_picture
 from support import require, seeded
 
 require("coreml", "coremltools")
 
-PIXELS = drawn_image((28, 28))
+PIXELS = generated_picture((28, 28))
 EXPECTED = {"depth": np.abs(seeded("depth", (1, 1, 28, 28)))}
 
 
@@ -38,6 +38,7 @@ def test_figures_of_each_unit_are_read(monkeypatch):
     assert [run.unit for run in runs] == ["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
     assert "12.5 ms  operations 9 on NeuralEngine, 1 on CPU" in str(runs[0])
     assert runs[0].faults(GATES["float16"]) == []
+    assert set(runs[0].as_json()["agreement"]) == {"error", "correlation", "color_error"}
 
 
 def test_a_crash_and_a_hang_are_faults(monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from coreml.tiny import SIZE
 from mlx_depth_convert.coreml import evaluate
-from mlx_depth_convert.coreml.check import drawn_image
 from mlx_depth_convert.coreml.evaluate import HANDLERS, read_package, read_structure, run_function
+from mlx_depth_convert.pictures import generated_picture
 from support import relative_error, require, seeded
 
 from mlx_depth.errors import CheckpointError
@@ -122,7 +122,7 @@ def test_an_unknown_operation_is_named():
 
 def test_float16_rounds_every_result(raw_package):
     (function,) = read_package(raw_package).functions.values()
-    image = drawn_image(SIZE)
+    image = generated_picture(SIZE)
     exact = run_function(function, image, float16=False).outputs["depth"]
     rounded = run_function(function, image, float16=True).outputs["depth"]
     assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))

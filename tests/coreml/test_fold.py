@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from coreml.tiny import tiny
-from mlx_depth_convert.coreml import fold
-from mlx_depth_convert.coreml.emit_dinov2_dpt import color_knots
+from mlx_depth_convert.coreml.emitters import fold
+from mlx_depth_convert.coreml.emitters.base import color_knots
 from support import relative_error, seeded
 
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, Block

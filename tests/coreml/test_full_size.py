@@ -10,13 +10,13 @@ import pytest
 from coreml.tiny import full_size
 from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml.agreement import compare
-from mlx_depth_convert.coreml.check import _fill, drawn_image, expected_depth
+from mlx_depth_convert.coreml.check import _fill, expected_depth
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
+from mlx_depth_convert.pictures import generated_picture
 from support import require
 
 from mlx_depth import load_image
-from mlx_depth.checkpoints.checkpoint import build_network
-from mlx_depth.predictor import fetch
+from mlx_depth.checkpoints.checkpoint import build_network, fetch_checkpoint
 
 require("coreml", "coremltools")
 
@@ -38,12 +38,12 @@ def test_float16_package_of_a_small_model_at_full_size(tmp_path):
     checkpoint = full_size("depth-anything-v2-small")
     path = export_coreml(checkpoint, tmp_path, sizes="landscape")
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) <= 50e6
-    (agreement,) = _agreements(path, checkpoint, [drawn_image((392, 518))])
+    (agreement,) = _agreements(path, checkpoint, [generated_picture((392, 518))])
     assert agreement.correlation >= 0.9999
 
 
 def test_eight_bit_integers_keep_the_depth_of_photos(tmp_path):
-    checkpoint, _ = fetch("mlx-depth-demo")
+    checkpoint, _ = fetch_checkpoint("mlx-depth-demo")
     path = export_coreml(checkpoint, tmp_path, sizes="196x252", compress="int8")
     pictures = [_fill(load_image(photo).pixels, (196, 252)) for photo in PHOTOS]
     agreements = _agreements(path, checkpoint, pictures)

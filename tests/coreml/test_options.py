@@ -2,13 +2,18 @@
 
 import importlib.metadata
 import sys
+from dataclasses import replace
 
 import pytest
 from coreml.tiny import tiny
-from mlx_depth_convert.coreml import export_coreml, options, package, tools
+from mlx_depth_convert.coreml import destination, export_coreml, options, tools
+from mlx_depth_convert.coreml.emitters import EMITTERS
 from support import require
 
+from mlx_depth.checkpoints import checkpoint, hub
 from mlx_depth.errors import ModelNotFoundError, OptionError
+from mlx_depth.models.depth_anything.network import depth_anything_config
+from mlx_depth.models.families import FAMILIES
 from mlx_depth.registry import MODELS
 
 RELATIVE, METRIC, LARGE = (
@@ -25,7 +30,8 @@ def no_work(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(package, "fetch", fail)
+    monkeypatch.setattr(checkpoint, "read_checkpoint", fail)
+    monkeypatch.setattr(hub, "fetch", fail)
     monkeypatch.setattr(tools, "coremltools", fail)
 
 
@@ -46,11 +52,12 @@ BAD = {
     "unknown attention": ({"attention": "flash"}, "choose one of auto, split"),
     "unknown layout": ({"layout": "cpu"}, "choose one of ane, gpu"),
     "unknown compression": ({"compress": "int4"}, "choose one of int8, palette6, palette8"),
-    "unknown colour map": ({"colormap": "tubro"}, "did you mean 'turbo'"),
+    "unknown colour map": ({"cmap": "tubro"}, "did you mean 'turbo'"),
     "several for iOS 17": ({"sizes": ["landscape", "portrait"], "target": "iOS17"}, "needs iOS18 or macOS15"),
     "sdpa for macOS 14": ({"attention": "sdpa", "target": "macOS14"}, "needs iOS18 or macOS15"),
     "split for the GPU": ({"attention": "split", "layout": "gpu"}, "choose 'batched' or 'auto'"),
     "no identifier": ({"name": "my-depth"}, "call it 'MyDepth', say"),
+    "reserved in Swift": ({"name": "class"}, "'class' is a reserved word of Swift, .* call it 'Class', say"),
 }
 
 
@@ -84,6 +91,54 @@ def test_a_place_that_is_taken_fails_before_any_work(no_work, tmp_path):
         export_coreml("da2-small", tmp_path / "Free.mlpackage", name="Free")
     with pytest.raises(OptionError, match="not a Swift identifier"):
         export_coreml("da2-small", tmp_path / "2nd.mlpackage")
+
+
+@pytest.mark.parametrize("word", ["class", "default", "self", "Self", "Any", "in", "_", "import", "true", "struct"])
+def test_reserved_words_of_swift_name_no_package(word, no_work, tmp_path):
+    proposal = destination.swift_name(word)
+    for out, name in ((tmp_path / f"{word}.mlpackage", None), (tmp_path, word)):
+        with pytest.raises(OptionError, match=f"reserved word of Swift, .* call it '{proposal}', say"):
+            export_coreml(RELATIVE.name, out, name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_reserved_word_has_a_proposal_that_is_free(tmp_path):
+    for word in (*destination.RESERVED, "any", "get"):
+        proposal = destination.swift_name(word)
+        assert destination.package_path(tmp_path, proposal, RELATIVE).stem == proposal
+    assert destination.package_path(tmp_path, "get", RELATIVE).stem == "get"  # reserved in some contexts alone
+
+
+def test_a_range_beyond_float16_fails_before_any_work():
+    far = replace(METRIC, config=depth_anything_config("small", max_depth=1e5))
+    with pytest.raises(OptionError, match=r"100000 m, .*65504.*: choose output 'normalized', precision 'float32'"):
+        _check(far)
+    with pytest.raises(OptionError, match="choose output 'normalized'"):
+        _check(far, precision="float32")
+    with pytest.raises(OptionError, match="choose precision 'float32'"):
+        _check(far, output="normalized")
+    assert _check(far, output="normalized", precision="float32").output == "normalized"
+    assert _check(replace(METRIC, config=depth_anything_config("small", max_depth=65504.0))).output == "metric"
+
+
+def test_a_family_without_an_emitter_fails_before_any_work():
+    with pytest.raises(OptionError, match="unheard_of, which Core ML export does not know yet: choose a model of"):
+        _check(replace(RELATIVE, family="unheard_of"))
+    assert set(EMITTERS) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize(("field", "value"), [("patch_size", 16), ("in_dim", 100)])
+def test_a_head_that_does_not_fit_its_backbone_is_refused(field, value):
+    config = RELATIVE.config
+    odd = replace(RELATIVE, config=replace(config, head=replace(config.head, **{field: value})))
+    with pytest.raises(OptionError, match=r"cannot be exported: its head .* its backbone .*\. Correct its config"):
+        _check(odd)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
+def test_emitters_take_the_sizes_that_networks_take(size):
+    config = depth_anything_config(size)
+    assert EMITTERS["depth_anything"].multiple_of(config) == FAMILIES["depth_anything"].network(config).multiple_of
 
 
 def test_the_raw_output_of_a_metric_model_is_refused(no_work, tmp_path):
@@ -123,17 +178,7 @@ def test_coremltools_without_its_binaries_is_one_clear_line(monkeypatch):
 
 
 def _check(spec, **changes):
-    defaults = {
-        "sizes": "landscape",
-        "precision": "float16",
-        "target": None,
-        "attention": "auto",
-        "output": None,
-        "colormap": None,
-        "compress": None,
-        "layout": "ane",
-    }
-    return options.check_options(spec, **{**defaults, **changes})
+    return options.check_options(spec, options.ExportOptions(**changes))
 
 
 def test_what_is_left_open_is_decided():
@@ -174,4 +219,4 @@ def test_sizes_are_presets_aspects_or_pixels():
     ],
 )
 def test_swift_names(text, name):
-    assert options.swift_name(text) == name
+    assert destination.swift_name(text) == name

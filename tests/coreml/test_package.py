@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from coreml.tiny import SIZE, tiny
+from coreml.tiny import SIZE, filled, tiny
 from mlx_depth_convert.coreml import check_package, export_coreml
-from mlx_depth_convert.coreml.check import drawn_image
-from mlx_depth_convert.coreml.emit_dinov2_dpt import Emitter
+from mlx_depth_convert.coreml import package as package_module
+from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
-from mlx_depth_convert.coreml.package import _source
+from mlx_depth_convert.pictures import generated_picture
 from support import require
 
 from mlx_depth.checkpoints.checkpoint import quantize_checkpoint
+from mlx_depth.checkpoints.resolve import Resolved
 from mlx_depth.errors import OptionError, SaveError
 from mlx_depth.weights.quantization import Quantization
 
@@ -35,14 +36,21 @@ CASES = {
     "gpu": ({}, {"layout": "gpu"}),
     "gpu sdpa": ({}, {"layout": "gpu", "attention": "sdpa"}),
     "raw": ({}, {"output": "raw"}),
-    "raw colours": ({}, {"output": "raw", "colormap": "turbo"}),
+    "raw colours": ({}, {"output": "raw", "cmap": "turbo"}),
     "indoor metres": ({"max_depth": 20.0}, {}),
-    "outdoor normalized": ({"max_depth": 80.0}, {"output": "normalized", "colormap": "magma"}),
+    "outdoor normalized": ({"max_depth": 80.0}, {"output": "normalized", "cmap": "magma"}),
     "other layers": ({"num_layers": 6, "out_layers": (1, 2, 3, 4)}, {}),
     "transformers' positions": ({"position_rule": "size"}, {}),
     "registers": ({"num_register_tokens": 4}, {"layout": "gpu"}),
     "registers, ane": ({"num_register_tokens": 4}, {}),
     "SwiGLU": ({"swiglu": True}, {}),
+    "one head": ({"num_heads": 1}, {}),
+    "one head, sdpa": ({"num_heads": 1}, {"attention": "sdpa"}),
+    "one head, SwiGLU, gpu": ({"num_heads": 1, "swiglu": True}, {"layout": "gpu"}),
+    "heads of one channel": ({"num_heads": 64}, {"sizes": (14, 28)}),
+    "one patch": ({}, {"sizes": (14, 14)}),
+    "one patch, colours, gpu": ({}, {"sizes": (14, 14), "cmap": "turbo", "layout": "gpu"}),
+    "a table of one": ({"table_size": 1}, {}),
 }
 
 
@@ -61,9 +69,30 @@ def test_float32_package_equals_the_mlx_model(case, tmp_path):
 def test_the_tiny_output_is_alive(raw_package):
     """A dead ReLU would make every comparison pass."""
     (function,) = read_package(raw_package).functions.values()
-    depth = run_function(function, drawn_image(LANDSCAPE), float16=False).outputs["depth"]
+    depth = run_function(function, generated_picture(LANDSCAPE), float16=False).outputs["depth"]
     assert depth.shape == (1, 1, *LANDSCAPE)
     assert depth.std() > 0.1 * depth.mean() > 0
+
+
+ODD_HEADS = {
+    "two features": {"features": 2},
+    "odd widths": {"features": 3, "out_channels": (1, 2, 3, 5), "hidden_channels": 1},
+    "a factor on relative depth": {"max_depth": 20.0},
+}
+
+
+@pytest.mark.parametrize("case", ODD_HEADS)
+def test_heads_of_any_width_are_exported(case, tmp_path):
+    config = tiny().spec.config
+    head = dataclasses.replace(config.head, in_dim=33, **ODD_HEADS[case])
+    backbone = dataclasses.replace(config.backbone, embed_dim=33, num_heads=3)
+    checkpoint = filled(
+        dataclasses.replace(tiny().spec, config=dataclasses.replace(config, backbone=backbone, head=head))
+    )
+    path = export_coreml(checkpoint, tmp_path, sizes=(28, 42), output="raw", precision="float32")
+    report = check_package(path, checkpoint)
+    assert report.passed, report
+    assert report.functions[0].float32.error <= 1e-5
 
 
 @pytest.mark.parametrize("layout", ["ane", "gpu"])
@@ -88,14 +117,14 @@ def test_compressed_package_agrees_and_is_smaller(compress, half_package, tmp_pa
 
 def test_several_sizes_are_functions_that_share_their_weights(tmp_path):
     checkpoint = tiny()
-    one = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="One", precision="float32", colormap="gray")
+    one = export_coreml(checkpoint, tmp_path, sizes=LANDSCAPE, name="One", precision="float32", cmap="gray")
     many = export_coreml(
         checkpoint,
         tmp_path,
         sizes=[LANDSCAPE, "126x84", (84, 84)],
         name="Many",
         precision="float32",
-        colormap="gray",
+        cmap="gray",
     )
     report = check_package(many, checkpoint)
     assert report.passed, report
@@ -117,7 +146,7 @@ def test_quantized_checkpoint_is_exported_as_what_it_holds(tmp_path):
 
 def test_interface_and_metadata_say_what_a_developer_needs(tmp_path):
     checkpoint = tiny(max_depth=20.0)
-    path = export_coreml(checkpoint, tmp_path / "MyDepth.mlpackage", sizes=[LANDSCAPE, PORTRAIT], colormap="turbo")
+    path = export_coreml(checkpoint, tmp_path / "MyDepth.mlpackage", sizes=[LANDSCAPE, PORTRAIT], cmap="turbo")
     description = read_package(path).description
     assert path.name == "MyDepth.mlpackage"
     for function, (height, width) in zip(description.functions, (LANDSCAPE, PORTRAIT), strict=True):
@@ -156,7 +185,7 @@ def test_a_failure_leaves_nothing_behind(half_package, tmp_path, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Emitter, "read_out", fail)
+        patch.setattr(DepthAnythingEmitter, "read_out", fail)
         with pytest.raises(MemoryError):
             export_coreml(tiny(), tmp_path, sizes=LANDSCAPE)
     assert list(tmp_path.iterdir()) == []
@@ -193,12 +222,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from coreml.tiny import SIZE, tiny
 from mlx_depth_convert.coreml import export_coreml
-export_coreml(tiny(), Path(sys.argv[2]), sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
+export_coreml(tiny(), Path(sys.argv[2]), sizes=[(70, 98), (98, 70)], cmap="turbo", compress="palette6")
 """
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
-    here = export_coreml(tiny(), tmp_path / "here", sizes=[(70, 98), (98, 70)], colormap="turbo", compress="palette6")
+    here = export_coreml(tiny(), tmp_path / "here", sizes=[(70, 98), (98, 70)], cmap="turbo", compress="palette6")
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(tmp_path / "there")]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
@@ -215,37 +244,42 @@ def test_manifest_names_the_files(half_package):
 def test_facts_come_from_the_hub_and_the_check_goes_back_to_them(tmp_path, monkeypatch):
     from mlx_depth_convert.coreml import check, package
 
+    found = Resolved(Path("snapshot"), repo="some-owner/some-model", revision="abc123")
     spec = dataclasses.replace(tiny().spec, hub_id="some-owner/some-model")
     checkpoint = dataclasses.replace(tiny(), spec=spec)
-    monkeypatch.setattr(package, "fetch", lambda source: (checkpoint, "abc123"))
+    monkeypatch.setattr(package, "fetch_checkpoint", lambda source: (checkpoint, found))
     path = export_coreml("some-owner/some-model@main", tmp_path, sizes=LANDSCAPE)
     metadata = read_package(path).description.metadata
+    assert metadata.userDefined["mlx_depth.colormap"] == ""  # the key of older packages
     assert metadata.userDefined["mlx_depth.source"] == "some-owner/some-model"
     assert metadata.userDefined["mlx_depth.revision"] == "abc123"
     assert metadata.author.startswith("some-owner (weights)")
 
     asked = []
     monkeypatch.setattr(
-        check, "fetch", lambda source, *, revision: asked.append((source, revision)) or (checkpoint, None)
+        check, "fetch_checkpoint", lambda source, *, revision: asked.append((source, revision)) or (checkpoint, found)
     )
     assert check_package(path).passed
     assert asked == [("some-owner/some-model", "abc123")]
 
 
 @pytest.mark.parametrize(
-    ("model", "revision", "source"),
+    ("model", "repo", "revision", "source"),
     [
-        ("da2-small", "abc", "depth-anything-v2-small"),
-        ("mlx-depth-demo", None, "mlx-depth-demo"),
-        ("owner/name@v1", "abc", "owner/name"),
-        ("folder/name", None, ""),
-        (Path("folder"), None, ""),
-        (tiny(), None, ""),
+        ("da2-small", "depth-anything/Depth-Anything-V2-Small-hf", "abc", "depth-anything-v2-small"),
+        ("mlx-depth-demo", None, None, "mlx-depth-demo"),
+        ("owner/name@v1", "owner/name", "abc", "owner/name"),
+        ("folder/name", None, None, ""),
+        (Path("folder"), None, None, ""),
+        (tiny(), None, None, ""),
     ],
 )
-def test_local_files_are_no_source(model, revision, source):
+def test_local_files_are_no_source(model, repo, revision, source, monkeypatch):
     """A local copy, quantized perhaps, has the published model's name: the check must not take one for the other."""
-    assert _source(model, revision) == source
+    found = Resolved(Path("folder"), repo=repo, revision=revision)
+    monkeypatch.setattr(package_module, "fetch_checkpoint", lambda _: (tiny(), found))
+    _, read = package_module._find(model)
+    assert read()[1:] == (source, revision)
 
 
 def _weight_bytes(package: Path) -> int:

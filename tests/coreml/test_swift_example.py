@@ -24,9 +24,9 @@ def package(tmp_path_factory):
     (command,) = re.findall(r"^ *mlx-depth coreml .*$", readme, re.MULTILINE)
     _, _, _, out, *options = shlex.split(command)
     assert options[0] == "--sizes"
-    assert options[-2] == "--colormap"
+    assert options[-2] == "--cmap"
     folder = tmp_path_factory.mktemp("swift")
-    return export_coreml(tiny(), folder / out, sizes=options[1:-2], colormap=options[-1])
+    return export_coreml(tiny(), folder / out, sizes=options[1:-2], cmap=options[-1])
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -96,7 +96,7 @@ def test_the_tools_take_it(source: Path, tmp_path: Path) -> None:
         ("embed", "Conv2d", WIDTH * 3 * 64 + WIDTH),
         ("head", "Linear", 2 * WIDTH + 2),
     ]
-    with pytest.raises(OptionError, match="transformers has no toy-model"):
+    with pytest.raises(OptionError, match="transformers, which has no toy"):
         verify(plain, against="transformers")
 
 

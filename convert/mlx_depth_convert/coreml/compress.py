@@ -7,17 +7,17 @@ import numpy.typing as npt
 
 from mlx_depth_convert.coreml import tools
 
-FLOAT_PREFIXES = ("patch_embed", "position_add", "lead_tokens")  # embeddings: small, and every error in them stays
 MIN_VALUES = 2048  # smaller tensors are not worth an extra operation
 ROUNDS = 300
 
 
-def compress_weights(model: Any, compress: str) -> Any:
-    """Compress a model's weights, but not its embeddings.
+def compress_weights(model: Any, compress: str, float_prefixes: tuple[str, ...]) -> Any:
+    """Compress a model's weights.
 
     Args:
         model: coremltools' ``MLModel``, not compressed.
         compress: One of ``options.COMPRESSIONS``.
+        float_prefixes: What the names of weights begin with that stay as they are.
     Returns:
         A new ``MLModel``; the same input gives the same bytes.
     """
@@ -33,7 +33,7 @@ def compress_weights(model: Any, compress: str) -> Any:
         apply = optimize.palettize_weights
     with tools.quiet(), np.errstate(divide="ignore", invalid="ignore"):  # a channel of zeros has the scale zero
         names = optimize.get_weights_metadata(model, weight_threshold=MIN_VALUES)
-        kept = dict.fromkeys(name for name in names if name.startswith(FLOAT_PREFIXES))
+        kept = dict.fromkeys(name for name in names if name.startswith(float_prefixes))
         return apply(model, optimize.OptimizationConfig(global_config=rule, op_name_configs=kept))
 
 

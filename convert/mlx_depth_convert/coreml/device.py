@@ -1,5 +1,6 @@
 """Core ML itself, on a Mac: one compute unit in a child process, for its compilers are known to crash."""
 
+import dataclasses
 import json
 import platform
 import statistics
@@ -16,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth_convert.coreml import tools
-from mlx_depth_convert.coreml.agreement import Agreement, Gate, Outputs, compare
-from mlx_depth_convert.coreml.emit_dinov2_dpt import DEPTH, IMAGE
+from mlx_depth_convert.coreml.agreement import Agreement, Outputs, compare
+from mlx_depth_convert.coreml.names import DEPTH, IMAGE
+from mlx_depth_convert.difference import Gate
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")  # names of coremltools' ComputeUnit
 TIMEOUT = 1200  # seconds: a first compilation for the Neural Engine takes minutes for a large model
@@ -46,6 +48,10 @@ class DeviceRun:
     def faults(self, gate: Gate) -> list[str]:
         """What is wrong with it, in words."""
         return [str(self)] if self.agreement is None else self.agreement.faults(gate)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``json.dumps``."""
+        return {**dataclasses.asdict(self), "agreement": None if self.agreement is None else self.agreement.as_json()}
 
     def __str__(self) -> str:
         if self.residency is None:

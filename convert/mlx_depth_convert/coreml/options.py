@@ -4,15 +4,16 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
 
 from mlx_depth.errors import OptionError
 from mlx_depth.io.colormaps import colormap_table
-from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthKind
+from mlx_depth_convert.coreml.emitters import emitter_of
+from mlx_depth_convert.coreml.emitters.base import Plan, Size
 
-Size = tuple[int, int]
 SizeRequest = str | Size
 
 # (height, width): the long side is 518, so that both sides stay near the pixel count of the training images.
@@ -39,24 +40,22 @@ TARGETS = {  # deployment target → the iOS release with the same specification
     "macOS15": "iOS18",
 }
 
-SUFFIX = ".mlpackage"
-NOT_A_FOLDER = (".mlmodel", ".mlmodelc")  # Core ML's other forms: a folder named so would mislead
 MAX_SIDE = 2058  # 147 patches: a float16 attention map of a square this size is 0.9 GB a head
-SPLIT_MAX_HEADS, SPLIT_MAX_LAYERS = 12, 12  # base; split, a large model compiles five times longer
+FLOAT16_LIMIT = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Checked options. ``output`` and ``attention`` are decided, ``sizes`` are pixels by function name."""
+    """What ``export_coreml`` is asked for: that function says what each option means."""
 
-    sizes: dict[str, Size]
-    precision: str
-    target: str
-    attention: str
-    output: str
-    colormap: str | None
-    compress: str | None
-    layout: str
+    sizes: SizeRequest | Iterable[SizeRequest] = DEFAULT_SIZES
+    precision: str = "float16"
+    target: str | None = None
+    attention: str = "auto"
+    output: str | None = None
+    cmap: str | None = None
+    compress: str | None = None
+    layout: str = "ane"
 
 
 def parse_size(request: SizeRequest, *, multiple_of: int) -> Size:
@@ -103,38 +102,40 @@ def function_name(size: Size) -> str:
     return presets.get(size, f"size_{size[0]}x{size[1]}")
 
 
-def check_options(
-    spec: ModelSpec,
-    *,
-    sizes: SizeRequest | Iterable[SizeRequest],
-    precision: str,
-    target: str | None,
-    attention: str,
-    output: str | None,
-    colormap: str | None,
-    compress: str | None,
-    layout: str,
-) -> ExportOptions:
-    """Decide what is left open and refuse what cannot work; see ``export_coreml`` for the arguments."""
-    if not isinstance(spec.config, DepthAnythingConfig):
-        raise OptionError(f"{spec.name} is of the family {spec.family}, which Core ML export does not know yet.")
-    _choose("precision", precision, PRECISIONS)
-    _choose("attention", attention, ATTENTIONS)
-    _choose("layout", layout, LAYOUTS)
-    if compress is not None:
-        _choose("compress", compress, COMPRESSIONS)
-    if colormap is not None:
-        colormap_table(colormap)
-    functions = _functions(sizes, multiple_of=spec.config.backbone.patch_size)
-    return ExportOptions(
+def check_options(spec: ModelSpec, options: ExportOptions) -> Plan:
+    """Decide what is left open and refuse what cannot work.
+
+    Args:
+        spec: The model.
+        options: As they were given.
+    Returns:
+        The options, decided.
+    Raises:
+        OptionError: If one cannot work, or the model's family has no emitter.
+    """
+    emitter = emitter_of(spec)
+    obstacle = emitter.obstacle(spec.config)
+    if obstacle is not None:
+        raise OptionError(f"{spec.name} cannot be exported: {obstacle}. Correct its config.json.")
+    _choose("precision", options.precision, PRECISIONS)
+    _choose("attention", options.attention, ATTENTIONS)
+    _choose("layout", options.layout, LAYOUTS)
+    if options.compress is not None:
+        _choose("compress", options.compress, COMPRESSIONS)
+    if options.cmap is not None:
+        colormap_table(options.cmap)
+    functions = _functions(options.sizes, multiple_of=emitter.multiple_of(spec.config))
+    output = _output(options.output, spec)
+    _check_range(spec, output, options.precision)
+    return Plan(
         sizes=functions,
-        precision=precision,
-        target=_target(target, several=len(functions) > 1, sdpa=attention == "sdpa"),
-        attention=_attention(attention, layout, spec.config),
-        output=_output(output, spec),
-        colormap=colormap,
-        compress=compress,
-        layout=layout,
+        precision=options.precision,
+        target=_target(options.target, several=len(functions) > 1, sdpa=options.attention == "sdpa"),
+        attention=_attention(options.attention, options.layout, splits=emitter.splits_attention(spec.config)),
+        output=output,
+        cmap=options.cmap,
+        compress=options.compress,
+        layout=options.layout,
     )
 
 
@@ -165,14 +166,12 @@ def _target(target: str | None, *, several: bool, sdpa: bool) -> str:
     return TARGETS[target]
 
 
-def _attention(attention: str, layout: str, config: DepthAnythingConfig) -> str:
+def _attention(attention: str, layout: str, *, splits: bool) -> str:
     if attention == "split" and layout == "gpu":
         raise OptionError("attention split by head is for the layout 'ane': choose 'batched' or 'auto' for 'gpu'.")
     if attention != "auto":
         return attention
-    backbone = config.backbone
-    small = backbone.num_heads <= SPLIT_MAX_HEADS and backbone.num_layers <= SPLIT_MAX_LAYERS
-    return "split" if small and layout == "ane" else "batched"
+    return "split" if splits and layout == "ane" else "batched"
 
 
 def _output(output: str | None, spec: ModelSpec) -> str:
@@ -190,44 +189,12 @@ def _output(output: str | None, spec: ModelSpec) -> str:
     return output
 
 
-def package_path(out: str | Path, name: str | None, spec: ModelSpec) -> Path:
-    """Where the package goes: ``out`` itself where it ends in ``.mlpackage``, else in that folder.
-
-    Xcode makes a Swift class of the package's base name, so that has to be a Swift identifier.
-
-    Args:
-        out: As for ``export_coreml``.
-        name: As for ``export_coreml``.
-        spec: The model, whose name is the default: ``depth-anything-v2-small`` gives ``DepthAnythingV2Small``.
-    Returns:
-        The path, free, in an existing folder or a new one.
-    Raises:
-        OptionError: If the name is no Swift identifier, is given twice or of another format, or the path exists.
-    """
-    out = Path(out).expanduser()
-    if out.suffix.lower() in NOT_A_FOLDER:
-        raise OptionError(f"{out} is not the name of a package: end it in {SUFFIX}, or give a folder.")
-    if out.suffix == SUFFIX:
-        if name is not None:
-            raise OptionError(f"{out} names the package already: leave the name out, or give a folder.")
-        name, folder = out.stem, out.parent
-    else:
-        name, folder = name or swift_name(spec.name), out
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise OptionError(
-            f"{name!r} is not a Swift identifier, and Xcode makes a class of it: call it {swift_name(name)!r}, say."
-        )
-    path = folder / f"{name}{SUFFIX}"
-    if path.exists():
-        raise OptionError(f"{path} exists: choose another name, or remove it first.")
-    obstacle = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
-    if not obstacle.is_dir():
-        raise OptionError(f"{obstacle} is not a folder: choose another place for the package.")
-    return path
-
-
-def swift_name(text: str) -> str:
-    """Words in upper camel case: ``my-model v2`` → ``MyModelV2``."""
-    words = re.findall(r"[A-Za-z0-9]+", text.rsplit("/", 1)[-1].split("@")[0])
-    name = "".join(word[0].upper() + word[1:] for word in words)
-    return name if name and not name[0].isdigit() else f"Depth{name}"
+def _check_range(spec: ModelSpec, output: str, precision: str) -> None:
+    """A depth image is float16 whatever the precision; inside, float32 takes more."""
+    max_depth = spec.config.max_depth
+    if max_depth is None or max_depth <= FLOAT16_LIMIT or (output != "metric" and precision == "float32"):
+        return
+    advice = "choose precision 'float32'" if output != "metric" else "choose output 'normalized', precision 'float32'"
+    raise OptionError(
+        f"{spec.name} reaches {max_depth:g} m, and float16 ends at {FLOAT16_LIMIT:g}, as do depth images: {advice}."
+    )

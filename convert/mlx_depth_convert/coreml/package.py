@@ -17,21 +17,15 @@ from mlx_depth.result import DepthKind
 from mlx_depth.version import __version__
 from mlx_depth_convert.coreml import tools
 from mlx_depth_convert.coreml.compress import compress_weights
-from mlx_depth_convert.coreml.emit_dinov2_dpt import COLORS, DEPTH, IMAGE, Emitter
-from mlx_depth_convert.coreml.fold import Weights
-from mlx_depth_convert.coreml.options import (
-    DEFAULT_SIZES,
-    ExportOptions,
-    Size,
-    SizeRequest,
-    check_options,
-    package_path,
-)
+from mlx_depth_convert.coreml.destination import package_path
+from mlx_depth_convert.coreml.emitters import emitter_of
+from mlx_depth_convert.coreml.emitters.base import Plan, Size, Weights
+from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE, MAIN
+from mlx_depth_convert.coreml.options import DEFAULT_SIZES, ExportOptions, SizeRequest, check_options
 
 Read = tuple[Checkpoint, str, str | None]  # what names it on any machine, empty for local files; the Hub's commit
 
 METADATA = "mlx_depth."  # prefix of our keys in the package's user-defined metadata
-MAIN = "main"
 _DATA = Path("Data/com.apple.CoreML")
 _MODEL_ITEM, _WEIGHTS_ITEM = "3F1B8A52-6C0D-5E7A-9B44-0D5C2E8F7A10", "C2A7D9E4-1B35-5F68-8E02-7A9F4B6C3D21"
 
@@ -42,7 +36,7 @@ class _Job:
     weights: Weights
     source: str  # what names the weights on any machine: a registry name or a Hub repository; empty for local files
     revision: str | None
-    options: ExportOptions
+    plan: Plan
 
 
 def export_coreml(
@@ -54,7 +48,7 @@ def export_coreml(
     target: str | None = None,
     attention: str = "auto",
     output: str | None = None,
-    colormap: str | None = None,
+    cmap: str | None = None,
     compress: str | None = None,
     layout: str = "ane",
     name: str | None = None,
@@ -64,7 +58,8 @@ def export_coreml(
     Args:
         model: As ``source`` of ``mlx_depth.load``, or a checkpoint that was read already.
         out: The package to write, ``….mlpackage``, or a folder to write it in.
-        sizes: One or more of ``options.SIZES``, ``"HxW"`` or ``(height, width)`` in pixels, multiples of 14. Several
+        sizes: One or more of ``options.SIZES``, ``"HxW"`` or ``(height, width)`` in pixels, multiples of the patch
+            size, 14. Several
             become one package with a function each, the first being the default; the weights are shared.
         precision: ``"float16"`` (the Neural Engine takes nothing else) or ``"float32"``.
         target: Oldest system that can run it, one of ``options.TARGETS``; None: iOS 17 and macOS 14, or iOS 18 and
@@ -74,7 +69,7 @@ def export_coreml(
         output: ``"normalized"`` (0..1 over the image, 1 = nearest), ``"raw"`` (the network's inverse depth, comparable
             between the frames of a video) or ``"metric"`` (metres); None: metres if the model gives them, else
             normalized.
-        colormap: One of ``mlx_depth.io.colormaps.COLORMAPS``: adds a second output, the painted depth.
+        cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``: adds a second output, the painted depth.
         compress: ``"int8"``, ``"palette8"`` or ``"palette6"``: weights of 8 or 6 bits; None: as ``precision``.
         layout: ``"ane"`` for the Neural Engine, ``"gpu"`` for the GPU.
         name: Base name of the package where ``out`` is a folder; Xcode makes a Swift class of it. None: the model's.
@@ -87,23 +82,13 @@ def export_coreml(
         SaveError: If the package cannot be written.
     """
     spec, read = _find(model)
-    options = check_options(
-        spec,
-        sizes=sizes,
-        precision=precision,
-        target=target,
-        attention=attention,
-        output=output,
-        colormap=colormap,
-        compress=compress,
-        layout=layout,
-    )
+    plan = check_options(spec, ExportOptions(sizes, precision, target, attention, output, cmap, compress, layout))
     with _writing(out):
         path = package_path(out, name, spec)
     tools.coremltools()
     checkpoint, source, revision = read()
     weights = expand_checkpoint(checkpoint).weights
-    return _write(path, _Job(checkpoint.spec, weights, source, revision, options))
+    return _write(path, _Job(checkpoint.spec, weights, source, revision, plan))
 
 
 def _find(model: str | Path | Checkpoint) -> tuple[ModelSpec, Callable[[], Read]]:
@@ -144,7 +129,7 @@ def _writing(path: str | Path) -> Iterator[None]:
 
 
 def _write_package(path: Path, job: _Job, scratch: Path) -> None:
-    functions = job.options.sizes
+    functions = job.plan.sizes
     if len(functions) == 1:
         model = _convert(job, *functions.values())
         spec, weights = model.get_spec(), Path(model.weights_dir)
@@ -157,13 +142,13 @@ def _write_package(path: Path, job: _Job, scratch: Path) -> None:
 def _convert(job: _Job, size: Size) -> Any:
     """One function, as coremltools' ``MLModel``."""
     ct = tools.coremltools()
-    mil, options = ct.converters.mil, job.options
-    target = getattr(ct.target, options.target)
+    mil, plan = ct.converters.mil, job.plan
+    target = getattr(ct.target, plan.target)
     mil.Builder.name_count.clear()  # coremltools does so after a conversion only, not after one that failed
     program = mil.Program()
     image = mil.Builder.placeholder(shape=(1, 3, *size), dtype=mil.mil.types.fp32)
     with mil.Function({IMAGE: image}, opset_version=target) as function:
-        emitter = Emitter(mil.Builder, job.spec, job.weights, options)
+        emitter = emitter_of(job.spec)(mil.Builder, job.spec, job.weights, plan)
         function.set_outputs(emitter.outputs(function.inputs[IMAGE], size))
     program.add_function(MAIN, function)
     layouts = {DEPTH: ct.colorlayout.GRAYSCALE_FLOAT16, COLORS: ct.colorlayout.RGB}
@@ -174,12 +159,12 @@ def _convert(job: _Job, size: Size) -> Any:
             program,
             source="milinternal",
             convert_to="mlprogram",
-            compute_precision=getattr(ct.precision, options.precision.upper()),
+            compute_precision=getattr(ct.precision, plan.precision.upper()),
             inputs=[ct.ImageType(name=IMAGE, shape=(1, 3, *size), color_layout=ct.colorlayout.RGB)],
             minimum_deployment_target=target,
             skip_model_load=True,
         )
-    return model if options.compress is None else compress_weights(model, options.compress)
+    return model if plan.compress is None else compress_weights(model, plan.compress, emitter.float_prefixes)
 
 
 def _merge(models: dict[str, Any], scratch: Path) -> tuple[Any, Path]:
@@ -199,17 +184,17 @@ def _merge(models: dict[str, Any], scratch: Path) -> tuple[Any, Path]:
 
 def _describe(spec: Any, job: _Job) -> None:
     """Write what a developer reads in Xcode, and what the check reads back."""
-    options, model = job.options, job.spec
+    plan, model = job.plan, job.spec
     description = spec.description
     for function in description.functions or [description]:
         function.input[0].shortDescription = "The photo in RGB, upright, scaled to fill."
-        function.output[0].shortDescription = depth_text(options.output, model)
-        if options.colormap is not None:
-            function.output[1].shortDescription = f"The depth painted with {options.colormap}: near is its last colour."
+        function.output[0].shortDescription = depth_text(plan.output, model)
+        if plan.cmap is not None:
+            function.output[1].shortDescription = f"The depth painted with {plan.cmap}: near is its last colour."
     metadata = description.metadata
     metadata.Clear()
     owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
-    metadata.shortDescription = f"{model.name}: {depth_text(options.output, model)}"
+    metadata.shortDescription = f"{model.name}: {depth_text(plan.output, model)}"
     metadata.author = f"{owner} (weights), mlx-depth (conversion)"
     metadata.license = model.license or "unknown: ask the authors of the weights"
     metadata.versionString = __version__
@@ -222,21 +207,21 @@ def _describe(spec: Any, job: _Job) -> None:
 
 
 def _facts(job: _Job) -> dict[str, str]:
-    options, model = job.options, job.spec
+    plan, model = job.plan, job.spec
     max_depth = model.config.max_depth
     return {
-        "attention": options.attention,
-        "colormap": options.colormap or "",
-        "compress": options.compress or "",
+        "attention": plan.attention,
+        "colormap": plan.cmap or "",
+        "compress": plan.compress or "",
         "depth_kind": model.depth_kind.value,
-        "layout": options.layout,
+        "layout": plan.layout,
         "max_depth": "" if max_depth is None else str(max_depth),
         "model": model.name,
-        "output": options.output,
-        "precision": options.precision,
+        "output": plan.output,
+        "precision": plan.precision,
         "revision": job.revision or "",
         "source": job.source,
-        "unit": "m" if options.output == "metric" else "",
+        "unit": "m" if plan.output == "metric" else "",
     }
 
 

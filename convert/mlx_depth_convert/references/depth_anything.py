@@ -1,31 +1,15 @@
-"""Depth Anything in transformers."""
+"""Depth Anything V1 and V2 in transformers."""
 
 from typing import Any
 
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
+from mlx_depth_convert.references.base import Reference
 
 
-def build(transformers: Any, config: DepthAnythingConfig) -> Any:
-    """transformers' network of a config, on torch's default device, its weights not set."""
+def _build(transformers: Any, config: DepthAnythingConfig) -> Any:
     network = transformers.DepthAnythingForDepthEstimation(_transformers_config(transformers, config))
     network.head.max_depth = config.head.max_depth  # transformers' config takes whole metres alone
     return network
-
-
-def twin(stage: str) -> str:
-    """Path of transformers' module that computes what a stage of ours does."""
-    kind, _, index = stage.rpartition(" ")
-    fixed = {
-        "patch embedding": "backbone.embeddings.patch_embeddings.projection",
-        "with positions": "backbone.encoder.layer.0",
-        "head": "head.conv1",
-    }
-    indexed = {
-        "layer": "backbone.encoder.layer.",
-        "reassemble": "neck.convs.",
-        "fusion": "neck.fusion_stage.layers.",
-    }
-    return fixed[stage] if stage in fixed else indexed[kind] + index
 
 
 def _transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
@@ -50,3 +34,17 @@ def _transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
         depth_estimation_type="metric" if head.activation == "sigmoid" else "relative",
         max_depth=1,
     )
+
+
+REFERENCE = Reference(
+    build=_build,
+    depth=lambda outputs: outputs.predicted_depth,
+    twins={
+        "patch embedding": "backbone.embeddings.patch_embeddings.projection",
+        "with positions": "backbone.encoder.layer.0",
+        "layer {i}": "backbone.encoder.layer.{i}",
+        "reassemble {i}": "neck.convs.{i}",
+        "fusion {i}": "neck.fusion_stage.layers.{i}",
+        "head": "head.conv1",
+    },
+)

@@ -5,7 +5,6 @@ convolution most of the normalisation of pixels. The residual stream is divided 
 leaves every block's input as it was, for LayerNorm takes it out again: a hedge against overflow in float16.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -15,10 +14,9 @@ import numpy.typing as npt
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2Config
 from mlx_depth.nn.position import resize_position_table
 from mlx_depth.processor import Processor
+from mlx_depth_convert.coreml.emitters.base import Array, Layer, Weights
 
-Array = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
-Weights = Mapping[str, mx.array]
 
 # 2 ** -STREAM_SHIFT on the residual stream. Two is the most that keeps LayerNorm's epsilon representable in float16.
 STREAM_SHIFT = 2
@@ -26,14 +24,6 @@ STREAM_SCALE = 2.0**-STREAM_SHIFT
 STREAM_EPS = LAYER_NORM_EPS * STREAM_SCALE**2
 
 PIXEL_SCALE = 2.0**-6  # (pixel − whole number) / 64 is exact in float16 for every 8-bit pixel
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer ``(O, I)`` or a convolution ``(O, I, h, w)``; transposed ones are ``(I, O, h, w)``."""
-
-    weight: Array
-    bias: Array | None
 
 
 @dataclass(frozen=True)

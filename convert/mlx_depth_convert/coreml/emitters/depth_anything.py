@@ -4,37 +4,48 @@ Two layouts. ``ane``: tokens are (1, C, 1, S) and linear layers 1×1 convolution
 the Apple Neural Engine" (2022) advises. ``gpu``: tokens are (1, S, C). Maps are (1, C, h, w) in both.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
-from mlx_depth.io.colormaps import colormap_table
-from mlx_depth.registry import ModelSpec
-from mlx_depth.result import DepthKind
-from mlx_depth_convert.coreml import fold
-from mlx_depth_convert.coreml.fold import Array, Layer, Weights
-from mlx_depth_convert.coreml.options import ExportOptions, Size
+from mlx_depth.models.depth_anything.network import DepthAnythingConfig
+from mlx_depth_convert.coreml.emitters import fold
+from mlx_depth_convert.coreml.emitters.base import Array, Emitter, Layer, Size, Var
 
-Var = Any  # coremltools' symbolic tensor
 Map = tuple[Var, Size]  # (1, C, h, w) and its (h, w)
 
-IMAGE, DEPTH, COLORS = "image", "depth", "colors"
-COLOR_SEGMENTS = 32  # straight pieces of a colour map: at most 4 of 255 away from its 256 entries
-SMALLEST_RANGE = 2.0**-14  # smallest normal float16: a constant depth gives zeros, not a division by zero
+SPLIT_MAX_HEADS, SPLIT_MAX_LAYERS = 12, 12  # base; split, a large model compiles five times longer
 FLOOR_MARGIN = 1e-4  # Core ML floors size × factor, which must not fall one pixel short
 
 
-@dataclass(frozen=True)
-class Emitter:
-    """Writes the operations of one function into the builder ``mb`` (coremltools' ``mil.Builder``)."""
+class DepthAnythingEmitter(Emitter):
+    """Depth Anything V1 and V2."""
 
-    mb: Any
-    spec: ModelSpec
-    weights: Weights
-    options: ExportOptions
+    float_prefixes: ClassVar[tuple[str, ...]] = ("patch_embed", "position_add", "lead_tokens")
+    """Embeddings: small, and every error in them stays."""
+
+    @staticmethod
+    def multiple_of(config: DepthAnythingConfig) -> int:
+        """The patch size."""
+        return config.backbone.patch_size
+
+    @staticmethod
+    def splits_attention(config: DepthAnythingConfig) -> bool:
+        """Up to the size of base."""
+        backbone = config.backbone
+        return backbone.num_heads <= SPLIT_MAX_HEADS and backbone.num_layers <= SPLIT_MAX_LAYERS
+
+    @staticmethod
+    def obstacle(config: DepthAnythingConfig) -> str | None:
+        """Sizes that do not fit together."""
+        backbone, head = config.backbone, config.head
+        if backbone.patch_size != head.patch_size:
+            return f"its head has patches of {head.patch_size} pixels and its backbone of {backbone.patch_size}"
+        if backbone.embed_dim != head.in_dim:
+            return f"its head takes {head.in_dim} channels and its backbone gives {backbone.embed_dim}"
+        return None
 
     @property
     def backbone(self) -> DINOv2Config:
@@ -46,18 +57,13 @@ class Emitter:
         head: DPTConfig = self.spec.config.head
         return head
 
-    def outputs(self, image: Var, size: Size) -> list[Var]:
-        """8-bit RGB as floats, (1, 3, H, W), to depth (1, 1, H, W) and, if asked for, colours (1, 3, H, W)."""
+    def depth(self, image: Var, size: Size, name: str) -> Var:
+        """8-bit RGB as floats, (1, 3, H, W), to depth, (1, 1, H, W)."""
         patch = self.backbone.patch_size
         grid_size = (size[0] // patch, size[1] // patch)
         tapped = self.transformer(self.embed(image, grid_size))
         fused = self.fuse([self.reassemble(x, level, grid_size) for level, x in enumerate(tapped)])
-        value = self.read_out(fused, size)
-        near = None
-        if self.options.output == "normalized" or self.options.colormap is not None:
-            near = self.nearness(value, DEPTH if self.options.output == "normalized" else "nearness")
-        depth = near if self.options.output == "normalized" else value
-        return [depth] if self.options.colormap is None else [depth, self.colors(near, self.options.colormap)]
+        return self.read_out(fused, size, name)
 
     # Backbone
 
@@ -83,7 +89,7 @@ class Emitter:
         return tapped
 
     def block(self, x: Var, index: int) -> Var:
-        sdpa = self.options.attention == "sdpa"
+        sdpa = self.plan.attention == "sdpa"
         block = fold.fold_block(self.backbone, self.weights, index, softmax_scale=not sdpa)
         name = f"block{index}"
         y = self.norm(x, f"{name}_norm1")
@@ -107,11 +113,11 @@ class Emitter:
         return self.linear(hidden, fc2, f"{name}_fc2")
 
     def attend(self, query: Var, key: Var, value: Var, name: str) -> Var:
-        if self.options.attention == "sdpa":
+        if self.plan.attention == "sdpa":
             return self.attend_sdpa(query, key, value, name)
-        if self.options.attention == "batched":
-            return self.attend_heads(query, key, value, name)
         heads = self.backbone.num_heads
+        if self.plan.attention == "batched" or heads == 1:
+            return self.attend_heads(query, key, value, name)
         queries, keys, values = (
             self.mb.split(x=x, num_splits=heads, axis=1, name=f"{name}_{part}_split")
             for x, part in ((query, "query"), (key, "key"), (value, "value"))
@@ -144,7 +150,7 @@ class Emitter:
 
     @property
     def is_ane(self) -> bool:
-        return self.options.layout == "ane"
+        return self.plan.layout == "ane"
 
     @property
     def token_axis(self) -> int:
@@ -256,53 +262,15 @@ class Emitter:
             name=f"{name}_grown",
         )
 
-    def read_out(self, fused: Map, size: Size) -> Var:
+    def read_out(self, fused: Map, size: Size, name: str) -> Var:
         """The fused map to depth in the unit of the model, (1, 1, H, W)."""
-        name = "nearness_raw" if self.options.output == "normalized" else DEPTH
         x = self.convolve(fused[0], fold.convolution(self.weights, "head.conv1"), "head_conv1", pad=1)
         x = self.grow(x, fused[1], size, "head")
         x = self.convolve(x, fold.convolution(self.weights, "head.conv2"), "head_conv2", pad=1)
         x = self.mb.relu(x=x, name="head_relu")
         x = self.convolve(x, fold.convolution(self.weights, "head.conv3"), "head_conv3")
-        if self.head.activation == "relu":
-            return self.mb.relu(x=x, name=name)
-        x = self.mb.sigmoid(x=x, name="head_sigmoid")
+        activate = self.mb.relu if self.head.activation == "relu" else self.mb.sigmoid
+        if self.head.max_depth == 1 and self.head.activation == "relu":
+            return activate(x=x, name=name)
+        x = activate(x=x, name=f"head_{self.head.activation}")
         return self.mb.mul(x=x, y=np.float32(self.head.max_depth), name=name)
-
-    def nearness(self, value: Var, name: str) -> Var:
-        """``DepthResult.normalized``: 0..1 over the image, 1 = nearest."""
-        low = self.mb.reduce_min(x=value, axes=[1, 2, 3], keep_dims=True, name="smallest")
-        high = self.mb.reduce_max(x=value, axes=[1, 2, 3], keep_dims=True, name="largest")
-        span = self.mb.sub(x=high, y=low, name="range")
-        span = self.mb.maximum(x=span, y=np.float32(SMALLEST_RANGE), name="range_positive")
-        if self.spec.depth_kind is DepthKind.RELATIVE_INVERSE:
-            above = self.mb.sub(x=value, y=low, name="above_smallest")
-        else:
-            above = self.mb.sub(x=high, y=value, name="below_largest")
-        return self.mb.real_div(x=above, y=span, name=name)
-
-    def colors(self, near: Var, colormap: str) -> Var:
-        """Nearness to RGB 0..255: how much of each straight piece of the map is passed, then the pieces' sum."""
-        count = COLOR_SEGMENTS
-        knots = color_knots(colormap)
-        rise = Layer(np.full((count, 1, 1, 1), count, np.float32), -np.arange(count, dtype=np.float32))
-        steps = np.diff(knots, axis=0).T  # (3, segments)
-        x = self.convolve(near, rise, "color_position")
-        x = self.mb.clip(x=x, alpha=np.float32(0), beta=np.float32(1), name="color_pieces")
-        x = self.convolve(x, Layer(np.ascontiguousarray(steps[:, :, None, None]), knots[0]), "color_sum")
-        return self.mb.clip(x=x, alpha=np.float32(0), beta=np.float32(255), name=COLORS)
-
-    def convolve(self, x: Var, layer: Layer, name: str, *, stride: int = 1, pad: int = 0) -> Var:
-        bias = {} if layer.bias is None else {"bias": layer.bias}
-        return self.mb.conv(
-            x=x, weight=layer.weight, strides=[stride, stride], pad_type="custom", pad=[pad] * 4, name=name, **bias
-        )
-
-
-def color_knots(colormap: str) -> Array:
-    """The colour map at equal steps of nearness: ``(COLOR_SEGMENTS + 1, 3)``, 0..255."""
-    table = colormap_table(colormap).astype(np.float64)
-    entries = np.linspace(0, len(table) - 1, COLOR_SEGMENTS + 1)
-    return np.stack(
-        [np.interp(entries, np.arange(len(table)), table[:, channel]) for channel in range(3)], axis=1
-    ).astype(np.float32)

@@ -1,0 +1,140 @@
+"""What an emitter is: the contract that every family's file keeps, and the outputs that all families share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_depth.io.colormaps import colormap_table
+from mlx_depth.registry import ModelSpec
+from mlx_depth.result import DepthKind
+from mlx_depth_convert.coreml.names import COLORS, DEPTH
+
+Array = npt.NDArray[np.float32]
+Weights = Mapping[str, mx.array]
+Size = tuple[int, int]
+Var = Any  # coremltools' symbolic tensor
+
+COLOR_SEGMENTS = 32  # straight pieces of a colour map: at most 4 of 255 away from its 256 entries
+SMALLEST_RANGE = 2.0**-14  # smallest normal float16: a constant depth gives zeros, not a division by zero
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of an export, checked, with nothing left open; ``options.check_options`` makes it.
+
+    Attributes:
+        sizes: Function name → ``(height, width)`` of its image, in pixels.
+        target: A name of coremltools' ``target``.
+    """
+
+    sizes: dict[str, Size]
+    precision: str
+    target: str
+    attention: str
+    output: str
+    cmap: str | None
+    compress: str | None
+    layout: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer ``(O, I)`` or a convolution ``(O, I, h, w)``; transposed ones are ``(I, O, h, w)``."""
+
+    weight: Array
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """Writes the operations of one function into the builder ``mb`` (coremltools' ``mil.Builder``).
+
+    A family's emitter is a subclass with ``multiple_of``, ``splits_attention`` and ``depth``.
+    """
+
+    mb: Any
+    spec: ModelSpec
+    weights: Weights
+    plan: Plan
+
+    float_prefixes: ClassVar[tuple[str, ...]] = ()
+    """What the names of weights begin with that compression leaves alone."""
+
+    @staticmethod
+    def multiple_of(config: Any) -> int:
+        """Both sides of the image are multiples of this many pixels."""
+        raise NotImplementedError
+
+    @staticmethod
+    def splits_attention(config: Any) -> bool:
+        """Whether attention that is left open is split by head on the Neural Engine."""
+        raise NotImplementedError
+
+    @staticmethod
+    def obstacle(config: Any) -> str | None:
+        """Why a network of the family cannot be exported, in words; None where it can."""
+        return None
+
+    def depth(self, image: Var, size: Size, name: str) -> Var:
+        """Write the network.
+
+        Args:
+            image: 8-bit RGB as floats, (1, 3, H, W).
+            size: Its ``(height, width)`` in pixels.
+            name: Of the last operation.
+        Returns:
+            Depth in the kind and unit of the model, (1, 1, H, W).
+        """
+        raise NotImplementedError
+
+    def outputs(self, image: Var, size: Size) -> list[Var]:
+        """Depth as the plan wants it, (1, 1, H, W), and, if asked for, its colours, (1, 3, H, W)."""
+        normalized, cmap = self.plan.output == "normalized", self.plan.cmap
+        value = self.depth(image, size, "nearness_raw" if normalized else DEPTH)
+        if not normalized and cmap is None:
+            return [value]
+        near = self.nearness(value, DEPTH if normalized else "nearness")
+        depth = near if normalized else value
+        return [depth] if cmap is None else [depth, self.colors(near, cmap)]
+
+    def nearness(self, value: Var, name: str) -> Var:
+        """``DepthResult.normalized``: 0..1 over the image, 1 = nearest."""
+        low = self.mb.reduce_min(x=value, axes=[1, 2, 3], keep_dims=True, name="smallest")
+        high = self.mb.reduce_max(x=value, axes=[1, 2, 3], keep_dims=True, name="largest")
+        span = self.mb.sub(x=high, y=low, name="range")
+        span = self.mb.maximum(x=span, y=np.float32(SMALLEST_RANGE), name="range_positive")
+        if self.spec.depth_kind is DepthKind.RELATIVE_INVERSE:
+            above = self.mb.sub(x=value, y=low, name="above_smallest")
+        else:
+            above = self.mb.sub(x=high, y=value, name="below_largest")
+        return self.mb.real_div(x=above, y=span, name=name)
+
+    def colors(self, near: Var, cmap: str) -> Var:
+        """Nearness to RGB 0..255: how much of each straight piece of the map is passed, then the pieces' sum."""
+        count = COLOR_SEGMENTS
+        knots = color_knots(cmap)
+        rise = Layer(np.full((count, 1, 1, 1), count, np.float32), -np.arange(count, dtype=np.float32))
+        steps = np.diff(knots, axis=0).T  # (3, segments)
+        x = self.convolve(near, rise, "color_position")
+        x = self.mb.clip(x=x, alpha=np.float32(0), beta=np.float32(1), name="color_pieces")
+        x = self.convolve(x, Layer(np.ascontiguousarray(steps[:, :, None, None]), knots[0]), "color_sum")
+        return self.mb.clip(x=x, alpha=np.float32(0), beta=np.float32(255), name=COLORS)
+
+    def convolve(self, x: Var, layer: Layer, name: str, *, stride: int = 1, pad: int = 0) -> Var:
+        bias = {} if layer.bias is None else {"bias": layer.bias}
+        return self.mb.conv(
+            x=x, weight=layer.weight, strides=[stride, stride], pad_type="custom", pad=[pad] * 4, name=name, **bias
+        )
+
+
+def color_knots(cmap: str) -> Array:
+    """The colour map at equal steps of nearness: ``(COLOR_SEGMENTS + 1, 3)``, 0..255."""
+    table = colormap_table(cmap).astype(np.float64)
+    entries = np.linspace(0, len(table) - 1, COLOR_SEGMENTS + 1)
+    return np.stack(
+        [np.interp(entries, np.arange(len(table)), table[:, channel]) for channel in range(3)], axis=1
+    ).astype(np.float32)
