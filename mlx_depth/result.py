@@ -2,69 +2,27 @@
 
 import base64
 import dataclasses
-import enum
 import html
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from mlx_depth.camera import Camera
 from mlx_depth.errors import OptionError
+from mlx_depth.fit import fit_line
+from mlx_depth.io.colormaps import apply_colormap
+from mlx_depth.io.encode import Content
+from mlx_depth.io.png16 import png16_scale, png16_values
+from mlx_depth.io.save import save
+from mlx_depth.kinds import DepthKind
+from mlx_depth.version import __version__
 
-_THUMBNAIL = 512  # longest side of a notebook picture, in pixels
-
-
-class DepthKind(str, enum.Enum):
-    """What the numbers of a depth map mean; equal to its own name in lower case, as files store it."""
-
-    RELATIVE_INVERSE = "relative_inverse"
-    """Unitless, larger = nearer, unknown scale and shift (Depth Anything V1 and V2, MiDaS)."""
-    RELATIVE = "relative"
-    """Unitless, larger = farther, unknown scale (Depth Anything 3)."""
-    METRIC = "metric"
-    """Metres, larger = farther."""
-
-    @property
-    def unit(self) -> str:
-        """``"m"`` for metric depth, else the empty string."""
-        return "m" if self is DepthKind.METRIC else ""
-
-    @property
-    def larger_is_nearer(self) -> bool:
-        return self is DepthKind.RELATIVE_INVERSE
-
-    @property
-    def description(self) -> str:
-        """Kind, unit and direction in words."""
-        name = self.value.replace("_", " ")
-        unit = "metres" if self.unit else "unitless"
-        return f"{name} depth ({unit}, larger = {'nearer' if self.larger_is_nearer else 'farther'})"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Camera:
-    """The camera that a model estimated, or was given.
-
-    Attributes:
-        intrinsics: ``(3, 3)``, in pixels of the original image, float.
-        extrinsics: ``(3, 4)``, world → camera, OpenCV axes (x right, y down, z forward), float; the
-            translation has the unit of the depth that the model gave.
-    """
-
-    intrinsics: npt.NDArray[np.floating]
-    extrinsics: npt.NDArray[np.floating] | None = None
-
-    def __post_init__(self) -> None:
-        _check_matrix("intrinsics", self.intrinsics, (3, 3))
-        if self.extrinsics is not None:
-            _check_matrix("extrinsics", self.extrinsics, (3, 4))
-
-    @property
-    def focal_length_px(self) -> float:
-        """Mean of the horizontal and the vertical focal length, in pixels of the original image."""
-        return float(self.intrinsics[0, 0] + self.intrinsics[1, 1]) / 2
+_NOTEBOOK_SIZE = (1024, 640)  # width, height at the most, in pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -128,8 +86,7 @@ class DepthResult:
     @property
     def depth_range(self) -> tuple[float, float] | None:
         """Smallest and largest finite depth; None where no pixel is finite."""
-        finite = self.depth[np.isfinite(self.depth)]
-        return (float(finite.min()), float(finite.max())) if finite.size else None
+        return _range(self.depth)
 
     def normalized(self, *, limits: tuple[float, float] | None = None) -> npt.NDArray[np.float32]:
         """Bring the depth to 0..1 by an affine map, 1 = nearest whatever the kind.
@@ -172,8 +129,6 @@ class DepthResult:
         Relative inverse depth: the picture that upstream ``run.py`` writes, pixel for pixel; metric depth:
         that of ``metric_depth/run.py`` within one entry of the map.
         """
-        from mlx_depth.io.colormaps import apply_colormap
-
         entries = (self.normalized(limits=limits) * 255).astype(np.uint8)  # cut, as upstream cuts
         return apply_colormap(entries, cmap)
 
@@ -242,7 +197,7 @@ class DepthResult:
             depth=depth,
             kind=DepthKind.METRIC,
             max_depth=max_depth,
-            camera=_rescaled(self.camera, factor),
+            camera=None if self.camera is None else self.camera.rescaled(factor),
         )
 
     def fit_metric(self, known_points: Sequence[Sequence[float]], *, max_depth: float | None = None) -> "DepthResult":
@@ -262,38 +217,110 @@ class DepthResult:
 
         Same line as ``numpy.polyfit(…, 1)``.
         """
-        depth, metres = self._sample(known_points)
-        target = 1 / metres if self.kind is DepthKind.RELATIVE_INVERSE else metres
-        if depth.min() == depth.max():
-            raise OptionError("the known points all have the same depth: add one that is nearer or farther.")
-        spread = depth - depth.mean()
-        scale = float((spread * (target - target.mean())).sum() / (spread * spread).sum())
-        shift = float(target.mean() - scale * depth.mean())
-        if scale <= 0:
-            raise OptionError(
-                "the known points contradict the depth map, which has the far ones nearer: "
-                "check that each is (column, row, metres)."
-            )
-        behind = np.flatnonzero(scale * depth + shift <= 0)
-        if behind.size:
-            raise OptionError(
-                f"the fit puts known point {behind[0]} behind the camera or beyond infinity: "
-                "check its distance, or add points."
-            )
+        scale, shift = fit_line(self.depth, known_points, inverse=self.kind is DepthKind.RELATIVE_INVERSE)
         return self.metric(scale, shift, max_depth=max_depth)
 
+    @overload
     def save(
         self,
-        path: str | Path,
+        target: str | os.PathLike[str],
         *,
         format: str | None = None,
         overwrite: bool = False,
         cmap: str = "Spectral_r",
-    ) -> Path:
-        """Write the result to a file: ``mlx_depth.io.save.save`` with this result."""
-        from mlx_depth.io.save import save
+    ) -> Path: ...
 
-        return save(self, path, format=format, overwrite=overwrite, cmap=cmap)
+    @overload
+    def save(self, target: BinaryIO, *, format: str | None = None, cmap: str = "Spectral_r") -> None: ...
+
+    def save(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        format: str | None = None,
+        overwrite: bool = False,
+        cmap: str = "Spectral_r",
+    ) -> Path | None:
+        """Write the result to one file, whole or not at all.
+
+        Args:
+            target: The file; ``~`` is expanded and missing folders are made. Or a binary file object, such as
+                ``io.BytesIO()``: give its ``format``.
+            format: One of ``mlx_depth.io.formats.FORMATS``. Default: by the suffix (.png is the 16-bit one, .jpg the
+                color picture). npy: depth, float32. npz: all fields that are set. png16: 16-bit gray, see
+                ``io.png16.png16_values``. color, gray: 8-bit pictures, near = red in ``Spectral_r``, near = white in
+                gray. side-by-side: the photo and the color picture. tiff, pfm: depth, float32. exr: depth, float32,
+                channel ``Z``, and beside it ``confidence`` and ``sky`` where the model gives them (OpenCV before
+                OpenEXR 3 reads ``Z`` as zeros: take tiff or pfm for it). json: ``sidecar`` alone.
+                confidence, sky: that map, float32, .npy. PNG, JPEG, TIFF, EXR and npz carry the sidecar too.
+            overwrite: Replace a file that exists.
+            cmap: Color map of color and side-by-side, one of ``mlx_depth.io.colormaps.COLORMAPS``.
+        Returns:
+            The path written; None for a file object.
+        Raises:
+            OptionError: If the format, the suffix or the color map does not exist or does not fit, or the result
+                does not hold what the format needs.
+            SaveError: If the file exists, cannot be written, or needs an extra that is not installed.
+        """
+        return save(self._content(), target, format=format, overwrite=overwrite, cmap=cmap)
+
+    def sidecar(self) -> dict[str, Any]:
+        """Say what the numbers are and where they came from.
+
+        Returns:
+            JSON-ready: ``kind``, ``unit``, ``larger_is``, ``min`` and ``max`` of the finite depth, ``max_depth``,
+            ``png16`` (``depth = value * scale + offset`` where value is not ``no_data``), ``confidence`` and ``sky``
+            (``min`` and ``max`` of each map), ``size`` and ``input_size`` (height, width), ``focal_length_px``,
+            ``camera``, ``model``, ``revision``, ``dtype``, ``license``, ``image``, and the version of ``mlx_depth``.
+            What is not known is None.
+        """
+        low, high = self.depth_range or (None, None)
+        scale, offset = png16_scale(self.depth, self.kind, self.max_depth)
+        matrices = {} if self.camera is None else self.camera.matrices()
+        return {
+            "kind": self.kind.value,
+            "unit": self.unit,
+            "larger_is": "nearer" if self.kind.larger_is_nearer else "farther",
+            "min": low,
+            "max": high,
+            "max_depth": _number(self.max_depth),
+            "png16": {"scale": scale, "offset": offset, "no_data": 0},
+            "confidence": _map_facts(self.confidence),
+            "sky": _map_facts(self.sky),
+            "size": [int(side) for side in self.image_size],
+            "input_size": [int(side) for side in self.input_size],
+            "focal_length_px": _number(self.focal_length_px),
+            "camera": {name: matrix.tolist() for name, matrix in matrices.items()} or None,
+            "model": self.model,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "license": self.license,
+            "image": self.source,
+            "mlx_depth": __version__,
+        }
+
+    def _content(self) -> Content:
+        maps = {"confidence": self.confidence, "sky": self.sky}
+        return Content(
+            depth=self.depth,
+            maps={name: values for name, values in maps.items() if values is not None},
+            facts=self.sidecar(),
+            fields=self._fields(),
+            pictures={
+                "png16": lambda _: png16_values(self.depth, self.kind, self.max_depth),
+                "color": self.colorize,
+                "gray": lambda _: (self.normalized() * 255).astype(np.uint8),
+                "side-by-side": self.side_by_side,
+            },
+        )
+
+    def _fields(self) -> Mapping[str, npt.NDArray[Any]]:
+        """All that is set, as arrays."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("kind", "camera")]
+        values = {name: getattr(self, name) for name in names}
+        values |= {"kind": self.kind.value, "unit": self.unit}
+        values |= {} if self.camera is None else self.camera.matrices()
+        return {name: np.asarray(value) for name, value in values.items() if value is not None}
 
     def show(self) -> None:
         """Open the colour picture in the system's viewer, beside the photo where the result holds it."""
@@ -308,59 +335,29 @@ class DepthResult:
         values = f"{ends[0]:.4g}–{ends[1]:.4g}{unit}" if ends else "no finite values"
         return f"DepthResult({height}×{width}, {self.kind.description}, {values}, model={self.model!r})"
 
-    def _repr_png_(self) -> bytes:
-        from PIL import Image
-
-        picture = Image.fromarray(self._picture())
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        return stream.getvalue()
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """The depth, so that NumPy and what builds on it take the result as an array."""
+        return np.array(self.depth, dtype=dtype, copy=copy)
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(self._repr_png_()).decode()
+        data = base64.b64encode(self._notebook_png()).decode()
         caption = html.escape(repr(self))
         return (
             f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
 
+    def _notebook_png(self) -> bytes:
+        from PIL import Image
+
+        picture = Image.fromarray(self._picture())
+        picture.thumbnail(_NOTEBOOK_SIZE)
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        return stream.getvalue()
+
     def _picture(self) -> npt.NDArray[np.uint8]:
         return self.colorize() if self.image is None else self.side_by_side()
-
-    def _sample(
-        self, known_points: Sequence[Sequence[float]]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Depth and metres at the known points, float64, checked."""
-        if len(known_points) < 2:
-            raise OptionError(f"{len(known_points)} known points do not make a fit: give two or more.")
-        for point in known_points:
-            self._check_point(point)
-        points = np.array(known_points, np.float64)
-        columns, rows = np.rint(points[:, :2]).astype(int).T
-        return self.depth[rows, columns].astype(np.float64), points[:, 2]
-
-    def _check_point(self, point: Sequence[float]) -> None:
-        if len(point) != 3 or not np.isfinite(point).all() or point[2] <= 0:
-            raise OptionError(f"{point} is no known point: give (column, row, metres), metres above 0.")
-        height, width = self.image_size
-        column, row = round(point[0]), round(point[1])
-        if not (0 <= column < width and 0 <= row < height):
-            raise OptionError(
-                f"the known point {point} is outside the image of {width} columns and {height} rows: "
-                "give (column, row, metres)."
-            )
-        if not np.isfinite(self.depth[row, column]):
-            raise OptionError(f"the depth map has no depth at the known point {point}: choose another.")
-
-
-def _rescaled(camera: Camera | None, factor: float | None) -> Camera | None:
-    """The camera with its translation multiplied by ``factor``; None takes the extrinsics away."""
-    if camera is None or camera.extrinsics is None:
-        return camera
-    if factor is None:
-        return Camera(camera.intrinsics)
-    return Camera(camera.intrinsics, camera.extrinsics * np.array([1, 1, 1, factor], camera.extrinsics.dtype))
 
 
 def _check_array(name: str, array: npt.NDArray[np.generic], shape: tuple[int, ...], dtype: type) -> None:
@@ -371,13 +368,23 @@ def _check_array(name: str, array: npt.NDArray[np.generic], shape: tuple[int, ..
         raise OptionError(f"{name} has shape {array.shape}, image_size asks for {shape}: make them equal.")
 
 
-def _check_matrix(name: str, matrix: npt.NDArray[np.floating], shape: tuple[int, int]) -> None:
-    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f" or matrix.shape != shape:
-        raise OptionError(f"{name} is not a float numpy array of shape {shape}: give one.")
-    if not np.isfinite(matrix).all():
-        raise OptionError(f"{name} holds numbers that are not finite: give finite ones.")
-
-
 def _check_positive(name: str, number: float) -> None:
     if not (np.isfinite(number) and number > 0):
         raise OptionError(f"{name} {number} is not a finite number above 0: give one.")
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _range(values: npt.NDArray[np.float32]) -> tuple[float, float] | None:
+    """Smallest and largest finite value; None where none is finite."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
+
+
+def _map_facts(values: npt.NDArray[np.float32] | None) -> dict[str, float | None] | None:
+    if values is None:
+        return None
+    low, high = _range(values) or (None, None)
+    return {"min": low, "max": high}

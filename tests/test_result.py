@@ -13,9 +13,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from support import seeded
 
+from mlx_depth.camera import Camera
 from mlx_depth.errors import OptionError
 from mlx_depth.io.colormaps import colormap_table
-from mlx_depth.result import Camera, DepthKind, DepthResult
+from mlx_depth.kinds import DepthKind
+from mlx_depth.result import DepthResult
 
 INVERSE, RELATIVE, METRIC = DepthKind.RELATIVE_INVERSE, DepthKind.RELATIVE, DepthKind.METRIC
 any_depth = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.floats(width=32))
@@ -329,23 +331,63 @@ def test_repr():
     assert "no finite values" in repr(make([[np.nan]]))
 
 
-def test_notebook_picture_is_small():
-    depth = np.linspace(0, 1, 700 * 1000, dtype=np.float32).reshape(700, 1000)
-    with Image.open(io.BytesIO(make(depth)._repr_png_())) as picture:
-        assert (picture.format, picture.size) == ("PNG", (512, 358))
-    photo = np.zeros((700, 1000, 3), np.uint8)
-    with Image.open(io.BytesIO(make(depth, image=photo)._repr_png_())) as picture:
-        assert picture.size == (512, 179)
-        assert picture.getpixel((5, 5)) == (0, 0, 0)
-
-
-def test_notebook_html_is_escaped_and_holds_the_picture():
-    result = make([[1, 2]], model="<script>")
+def notebook_picture(result: DepthResult) -> Image.Image:
     page = result._repr_html_()
+    (data,) = re.findall(r"base64,([^\"]+)", page)
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+@pytest.mark.parametrize(
+    ("size", "with_photo", "shown"),
+    [
+        ((700, 1000), False, (914, 640)),
+        ((700, 1000), True, (1024, 358)),
+        ((1000, 700), True, (896, 640)),
+        ((70, 100), True, (200, 70)),
+    ],
+)
+def test_notebook_picture_is_large_enough_to_see(size, with_photo, shown):
+    depth = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size)
+    photo = np.zeros((*size, 3), np.uint8) if with_photo else None
+    with notebook_picture(make(depth, image=photo)) as picture:
+        assert (picture.format, picture.size) == ("PNG", shown)
+        assert (picture.getpixel((5, 5)) == (0, 0, 0)) == with_photo
+
+
+def test_notebook_picture_is_stored_once():
+    """IPython stores every form that an object offers."""
+    forms = [name for name in dir(DepthResult) if name.startswith("_repr_")]
+    assert forms == ["_repr_html_"]
+
+
+def test_notebook_html_is_escaped():
+    page = make([[1, 2]], model="<script>")._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
-    data = re.search(r"base64,([^\"]+)", page).group(1)
-    assert base64.b64decode(data) == result._repr_png_()
+
+
+# As an array
+
+
+def test_numpy_takes_the_result_as_its_depth():
+    result = make([[1.5, 2], [3, 4]])
+    assert np.asarray(result) is result.depth
+    assert np.asarray(result, np.float64).dtype == np.float64
+    np.testing.assert_array_equal(np.asarray(result, np.float64), result.depth)
+    copied = np.array(result)
+    copied[0, 0] = 9
+    assert result.depth[0, 0] == 1.5
+    assert np.max(result) == 4
+    assert np.shares_memory(np.asarray(result, copy=False), result.depth)
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(result, np.float64, copy=False)
+
+
+def test_matplotlib_shows_the_result():
+    from matplotlib.figure import Figure
+
+    shown = Figure().subplots().imshow(make([[1, 2], [3, 4]]))
+    np.testing.assert_array_equal(shown.get_array(), [[1, 2], [3, 4]])
 
 
 def test_show_opens_the_picture(monkeypatch):

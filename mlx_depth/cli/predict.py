@@ -14,7 +14,8 @@ from tqdm import tqdm
 from mlx_depth.checkpoints.resolve import canonical_name
 from mlx_depth.cli.terminal import input_size, say
 from mlx_depth.io.colormaps import COLORMAPS
-from mlx_depth.io.save import FORMATS
+from mlx_depth.io.find import left_out_line
+from mlx_depth.io.formats import FORMATS
 from mlx_depth.jobs.distributed import Ranks, join_ranks
 from mlx_depth.jobs.folder import DEFAULT_FORMATS, Outcome, Settings, find_images, predict_files, unfinished
 from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load
@@ -73,7 +74,9 @@ def _run_predict(options: argparse.Namespace) -> int:
         return model
 
     ranks = join_ranks()
-    jobs, failed = find_images(options.paths, recursive=options.recursive, out=out)
+    jobs, failed, left_out = find_images(options.paths, recursive=options.recursive, out=out)
+    if line := left_out_line(left_out):
+        say(line)
     waiting = set(unfinished(jobs, out, settings, resume=options.resume, overwrite=options.overwrite))
     ranks.check_same(str(job.stem) for job in jobs)  # nobody writes before all have looked at what exists
     mine = ranks.share(jobs)

@@ -1,27 +1,51 @@
 """Which images a path stands for: files, folders, patterns, addresses, and lists of these."""
 
+import enum
 import glob
 import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from mlx_depth.errors import ImageError, OptionError
+from mlx_depth.errors import ImageError, OptionError, printable
 from mlx_depth.io.image import LoadedImage
+from mlx_depth.io.names import fitting
+from mlx_depth.io.signature import HEADER_BYTES, is_image
+from mlx_depth.io.sources import is_data_uri, is_url
+from mlx_depth.io.walk import each_once, files_in, folders_below, folders_in, matches
 
 STDIN = "-"
-# What is taken from a folder or a pattern; a file that is named outright may be called anything.
+# A file in a folder or of a pattern with one of these suffixes is meant, damaged or not; of the others the first bytes
+# decide, and one that is named outright may be called anything.
 # fmt: off
 IMAGE_SUFFIXES = frozenset([
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm",
-    ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf",
+    ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 ])
+_RAW_SUFFIXES = frozenset([".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"])
 # fmt: on
+
+
+class Reason(enum.Enum):
+    """Why something in a folder or of a pattern is no photo to predict; the words follow a count."""
+
+    NO_IMAGE = "no image"
+    RAW = "camera raw, to be exported as JPEG or TIFF first"
+    FOLDER = "in a folder of its own (--recursive looks into it)"
+    UNREADABLE = "not readable"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that a folder or a pattern led to, and that is not taken."""
+
+    path: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -32,29 +56,50 @@ class Failed:
     error: ImageError
 
 
-def find(paths: Sequence[str], *, recursive: bool = False, skip: Path | None = None) -> Iterator["Found | Failed"]:
+def find(paths: Sequence[str], *, recursive: bool = False, skip: Path | None = None) -> Iterator["Item"]:
     """List the images that paths stand for.
 
     Args:
         paths: Image files, folders, URLs, glob patterns, ``-`` (a list on stdin), and ``.txt`` files with one of these
-            a line (seen from the working folder; lines that begin with ``#`` are comments). From folders and patterns,
-            visible files with a suffix of ``IMAGE_SUFFIXES`` are taken.
+            a line (seen from the working folder; lines that begin with ``#`` are comments). From folders and patterns
+            visible images are taken, by suffix or by content; links to folders are followed.
         recursive: Look into folders within folders.
         skip: A folder that is left out, such as that of the results.
     Yields:
-        Each image once, in the order of the paths and by name within a folder; an error for what stands for nothing.
+        Each image once, in the order of the paths and by name within a folder; an error for what stands for nothing;
+        and what lies beside the images and is left out.
     Raises:
         OptionError: If ``skip`` is one of the paths.
     """
     finder = _Finder(recursive, skip.resolve() if skip is not None else None)
-    seen: set[str] = set()
+    seen: set[tuple[type, str]] = set()
     for item in itertools.chain.from_iterable(map(finder.find, paths)):
-        if isinstance(item, Found):
-            place = item.source if is_url(item.source) else absolute(item.source)
-            if place in seen:
-                continue
-            seen.add(place)
-        yield item
+        if isinstance(item, Failed) or _is_new(item, seen):
+            yield item
+
+
+def left_out_line(items: Iterable[LeftOut]) -> str | None:
+    """Say how many were left out and why, in one line; None where there are none."""
+    of_reason: dict[Reason, list[str]] = {}
+    for item in items:
+        of_reason.setdefault(item.reason, []).append(item.path)
+    parts = []
+    for reason in Reason:
+        paths = of_reason.get(reason, [])
+        if paths:
+            suffixes = sorted({Path(path).suffix.lower() for path in paths} - {""})
+            named = " ".join(map(printable, suffixes[:5])) if reason in (Reason.NO_IMAGE, Reason.RAW) else ""
+            parts.append(f"{len(paths)} {reason.value}{f' ({named})' * bool(named)}")
+    return f"left out: {'; '.join(parts)}" if parts else None
+
+
+def _is_new(item: "Found | LeftOut", seen: set[tuple[type, str]]) -> bool:
+    """Whether it comes for the first time, by whatever path; takes note of it."""
+    name = item.source if isinstance(item, Found) else item.path
+    place = (type(item), name if is_url(name) else absolute(name))
+    known = place in seen
+    seen.add(place)
+    return not known
 
 
 def are_many(image: Any) -> bool:
@@ -96,8 +141,12 @@ class Found:
 
     def names(self) -> list[Path]:
         """Stems that would do, the plainest first."""
-        plain, inside = self.name.with_name(self.name.stem), Path(self.folder)
-        return list(dict.fromkeys([plain, self.name, inside / plain, inside / self.name]))
+        plain, whole = (self.name.with_name(fitting(name)) for name in (self.name.stem, self.name.name))
+        inside = Path(self.folder)
+        return list(dict.fromkeys([plain, whole, inside / plain, inside / whole]))
+
+
+Item: TypeAlias = Found | Failed | LeftOut
 
 
 @dataclass(frozen=True)
@@ -105,16 +154,17 @@ class _Finder:
     recursive: bool
     skip: Path | None  # resolved output folder
 
-    def find(self, path: str, *, in_list: bool = False) -> Iterator[Found | Failed]:
+    def find(self, path: str, *, in_list: bool = False) -> Iterator[Item]:
         """The images that one path stands for, or one error."""
         try:
             yield from self._expand(path, in_list)
         except ImageError as error:
             yield Failed(path, error)
         except (OSError, RuntimeError) as error:  # no access, a name too long, ~ of nobody
-            yield Failed(path, ImageError(f"{path} cannot be read ({error}): check the path."))
+            reason = printable(getattr(error, "strerror", None) or error)
+            yield Failed(path, ImageError(f"{printable(path)} cannot be read ({reason}): check the path."))
 
-    def _expand(self, path: str, in_list: bool) -> Iterator[Found | Failed]:
+    def _expand(self, path: str, in_list: bool) -> Iterator[Item]:
         if not path:
             raise ImageError("a path is empty: check the command.")
         if path == STDIN and not in_list:
@@ -133,57 +183,88 @@ class _Finder:
         else:
             yield from self._matches(place)
 
-    def _listed(self, lines: list[str], where: str) -> Iterator[Found | Failed]:
+    def _listed(self, lines: list[str], where: str) -> Iterator[Item]:
         if not lines:
-            raise ImageError(f"{where} is empty: write one path a line.")
+            raise ImageError(f"{printable(where)} is empty: write one path a line.")
         if not any(_leads_somewhere(line) for line in lines):
             raise ImageError(
-                f"{where} is no list of images, none of its lines leads to a file (the first is {lines[0]!r:.60}): "
+                f"{printable(where)} is no list of images, none of its lines leads to a file (the first is "
+                f"{printable(lines[0])!r:.60}): "
                 "write one path a line, seen from the working folder, or leave it out."
             )
         for line in lines:
             yield from self.find(line, in_list=True)
 
-    def _named_folder(self, folder: Path) -> Iterator[Found]:
+    def _named_folder(self, folder: Path) -> Iterator[Item]:
         if folder.resolve() == self.skip:
-            raise OptionError(f"{folder} is both input and output: choose another output folder with -o.")
-        files = self._in_folder(folder, folder)
-        if not files:
+            raise OptionError(f"{printable(folder)} is both input and output: choose another output folder with -o.")
+        items = self._in_folder(folder, folder)
+        if not any(isinstance(item, Found) for item in items):
             deeper = "" if self.recursive else ", or add --recursive to look into its folders"
-            raise ImageError(f"{folder} holds no image: check the path{deeper}.")
-        yield from files
+            raise ImageError(f"{printable(folder)} holds no image: check the path{deeper}.")
+        yield from items
 
-    def _in_folder(self, folder: Path, base: Path) -> list[Found]:
-        files = sorted(folder.glob("**/*" if self.recursive else "*"))
-        return [_below(file, base) for file in files if self._is_image(file, base)]
+    def _in_folder(self, folder: Path, base: Path) -> list[Item]:
+        if not self.recursive:
+            deeper = [self._left_out(inner, base, Reason.FOLDER) for inner in folders_in(folder)]
+            return [*self._sorted_out(files_in(folder), base), *filter(None, deeper)]
+        places = list(folders_below(folder))
+        closed = [LeftOut(str(place), Reason.UNREADABLE) for place in places if not os.access(place, os.R_OK | os.X_OK)]
+        return [*self._sorted_out(sorted(file for place in places for file in files_in(place)), base), *closed]
 
-    def _matches(self, pattern: Path) -> Iterator[Found]:
+    def _matches(self, pattern: Path) -> Iterator[Item]:
         base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-        matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
-        found = [_below(match, base) for match in matches if self._is_image(match, base)]
-        for folder in matches:
+        found = list(matches(base, pattern.parts[len(base.parts) :]))
+        places = each_once(found)
+        items: list[Item] = list(self._sorted_out([place for place in places if not place.is_dir()], base))
+        for folder in places:
             if folder.is_dir() and folder.resolve() != self.skip:
-                found += self._in_folder(folder, base)
-        if not found:
-            raise ImageError(f"no image matches {pattern}: check the pattern.")
-        yield from found
+                items += self._in_folder(folder, base)
+        taken = set(each_once(Path(item.source) for item in items if isinstance(item, Found)))
+        if not taken:
+            raise ImageError(f"no image matches {printable(pattern)}: check the pattern.")
+        # A folder that matches, too, is not left out of the one above it.
+        matched = {LeftOut(str(place), Reason.FOLDER) for place in found}
+        for item in items:
+            if (Path(item.source) in taken) if isinstance(item, Found) else (item not in matched):
+                yield item
 
-    def _is_image(self, file: Path, below: Path) -> bool:
-        """Whether a file that nobody named is meant: a visible image that is not one of our results."""
-        return (
-            file.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") and part != ".." for part in file.relative_to(below).parts)
-            and file.is_file()
-            and not self._is_result(file, below)
-        )
+    def _sorted_out(self, files: Iterable[Path], base: Path) -> Iterator[Item]:
+        """Files that nobody named: the images among them, and the others."""
+        for file in files:
+            reason = _why_not(file)
+            if reason is not None:
+                left_out = self._left_out(file, base, reason)
+                if left_out is not None:
+                    yield left_out
+            elif self._is_wanted(file, base):
+                yield _below(file, base)
 
-    def _is_result(self, file: Path, below: Path) -> bool:
-        """Whether the output folder lies within the searched one, and the file within the output folder."""
-        return self.skip is not None and below.resolve() in self.skip.parents and self.skip in file.resolve().parents
+    def _left_out(self, place: Path, base: Path, reason: Reason) -> LeftOut | None:
+        return LeftOut(str(place), reason) if self._is_wanted(place, base) else None
+
+    def _is_wanted(self, place: Path, below: Path) -> bool:
+        """Whether it is visible and none of our results: the output folder may lie within the searched one."""
+        if any(part.startswith(".") and part != ".." for part in place.relative_to(below).parts):
+            return False
+        if self.skip is None or below.resolve() not in self.skip.parents:
+            return True
+        return self.skip not in [real := place.resolve(), *real.parents]
 
 
-def is_url(path: str) -> bool:
-    return "://" in path
+def _why_not(file: Path) -> Reason | None:
+    """Why a file is not taken; None where it is an image, by its suffix or by its first bytes."""
+    try:
+        if not file.is_file():
+            return Reason.NO_IMAGE
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            return None
+        if file.suffix.lower() in _RAW_SUFFIXES:
+            return Reason.RAW
+        with file.open("rb") as stream:
+            return None if is_image(stream.read(HEADER_BYTES)) else Reason.NO_IMAGE
+    except OSError:
+        return Reason.UNREADABLE
 
 
 def absolute(path: str | Path) -> str:
@@ -201,6 +282,8 @@ def _named_file(file: Path) -> Found:
 
 
 def _named_url(url: str) -> Found:
+    if is_data_uri(url):
+        return Found(url, Path("image"), "data")
     host, _, place = url.partition("://")[2].partition("/")
     name = Path(unquote(re.split("[?#]", place)[0])).name
     return Found(url, Path(_plain(name) or "image"), _plain(host.rpartition("@")[2]))
@@ -215,7 +298,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return _wanted_lines(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ImageError(f"{file} is not a list of paths ({error}): save it as UTF-8 text.") from error
+        raise ImageError(f"{printable(file)} is not a list of paths ({error}): save it as UTF-8 text.") from error
 
 
 def _wanted_lines(text: str) -> list[str]:

@@ -12,13 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from mlx_depth.errors import ImageError, MlxDepthError, OptionError, SaveError
 from mlx_depth.io.colormaps import colormap_table
-from mlx_depth.io.find import Failed, Found, absolute, find, is_url
+from mlx_depth.io.find import Failed, Found, LeftOut, absolute, find
+from mlx_depth.io.formats import FORMATS, ending
 from mlx_depth.io.image import ImageSource
-from mlx_depth.io.save import FORMATS, atomic_write, save, sidecar
+from mlx_depth.io.names import sameness
+from mlx_depth.io.save import atomic_write
+from mlx_depth.io.sources import is_url
 from mlx_depth.predictor import DepthModel, predict_stream
 from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthResult
@@ -26,8 +29,6 @@ from mlx_depth.result import DepthResult
 DEFAULT_FORMATS = ("npy", "color")
 WRITING_THREADS = 4  # packing a PNG takes longer than a small network on a GPU
 TRIM_EVERY = 50  # images
-# Formats that share a suffix with another get their name into the file name.
-_NAMED = {"png16": "_depth", "color": "_color", "gray": "_gray", "side-by-side": "_side-by-side"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Job:
 
     def outputs(self, out: Path, formats: Sequence[str]) -> dict[str, Path]:
         """Format → file."""
-        return {name: self._file(out, _NAMED.get(name, "") + FORMATS[name][0]) for name in formats}
+        return {name: self._file(out, ending(name)) for name in formats}
 
     def sidecar(self, out: Path) -> Path:
         """The JSON that is written last, and so proves that the others are whole."""
@@ -80,8 +81,8 @@ class Job:
         """All that is written for the image, the sidecar last."""
         return [*self.outputs(out, [name for name in formats if name != "json"]).values(), self.sidecar(out)]
 
-    def _file(self, out: Path, ending: str) -> Path:
-        return out / self.stem.with_name(self.stem.name + ending)
+    def _file(self, out: Path, end: str) -> Path:
+        return out / self.stem.with_name(self.stem.name + end)
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,18 @@ class Outcome:
     error: MlxDepthError | None = None
 
 
-def find_images(
-    paths: Sequence[str], *, recursive: bool = False, out: Path | None = None
-) -> tuple[list[Job], list[Outcome]]:
+class Images(NamedTuple):
+    """What paths stand for."""
+
+    jobs: list[Job]
+    """One an image."""
+    failed: list[Outcome]
+    """An error for each path that stands for nothing."""
+    left_out: list[LeftOut]
+    """What lies beside the images; ``io.find.left_out_line`` makes one line of it."""
+
+
+def find_images(paths: Sequence[str], *, recursive: bool = False, out: Path | None = None) -> Images:
     """List the images that paths stand for.
 
     Args:
@@ -104,39 +114,38 @@ def find_images(
         recursive: Look into folders within folders; their names are kept below the output folder.
         out: The output folder, which is left out where it lies inside an input folder.
     Returns:
-        One job an image, each once, in the order of the paths and by name within a folder; and an error for each
-        path that stands for nothing. No two jobs have the same ``stem``: an image keeps its suffix (``a.jpg`` beside
-        ``a.png``), or gets the name of its folder before it, where it would share the name of another.
+        One job an image, each once, in the order of the paths and by name within a folder; an error for each path that
+        stands for nothing; and what was left out. No two jobs have the same ``stem``: an image keeps its suffix
+        (``a.jpg`` beside ``a.png``), or gets the name of its folder before it, where it would share another's name.
     Raises:
         OptionError: If the output folder is an input folder: its pictures would become input.
     """
     found: list[Found] = []
-    failed: list[Outcome] = []
+    images = Images([], [], [])
     for item in find(paths, recursive=recursive, skip=out):
         if isinstance(item, Failed):
-            failed.append(Outcome(item.path, error=item.error))
+            images.failed.append(Outcome(item.path, error=item.error))
+        elif isinstance(item, LeftOut):
+            images.left_out.append(item)
         else:
             found.append(item)
-    return _jobs(found), failed
+    images.jobs.extend(_jobs(found))
+    return images
 
 
 def _jobs(found: list[Found]) -> list[Job]:
     """Give each image the plainest stem that no other could have; volumes of Macs do not tell A from a."""
-    claims = Counter(_key(name) for item in found for name in item.names())
+    claims = Counter(sameness(name) for item in found for name in item.names())
     jobs = []
     for item in found:
         names = item.names()
-        stem = next((name for name in names if claims[_key(name)] == 1), None)
+        stem = next((name for name in names if claims[sameness(name)] == 1), None)
         if stem is None:
             numbered = (names[-1].with_name(f"{names[-1].name}-{number}") for number in itertools.count(2))
-            stem = next(name for name in numbered if not claims[_key(name)])
-            claims[_key(stem)] += 1
+            stem = next(name for name in numbered if not claims[sameness(name)])
+            claims[sameness(stem)] += 1
         jobs.append(Job(item.source, stem))
     return jobs
-
-
-def _key(name: Path) -> str:
-    return str(name).casefold()
 
 
 def unfinished(
@@ -299,14 +308,14 @@ def _is_ready(outcome: Outcome | Future[Outcome]) -> bool:
 def _write(job: Job, result: DepthResult, out: Path, settings: Settings, overwrite: bool) -> Outcome:
     outputs = job.outputs(out, settings.formats)
     names = {name: file.name for name, file in outputs.items()}
-    facts = {**sidecar(result), "image": _image_path(job, out), "settings": settings.facts(), "files": names}
+    facts = {**result.sidecar(), "image": _image_path(job, out), "settings": settings.facts(), "files": names}
     text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
     try:
         if overwrite:
             _remove(job.sidecar(out))  # while files are replaced, nothing says that they are complete
         for name, file in outputs.items():
             if name != "json":
-                save(result, file, format=name, overwrite=overwrite, cmap=settings.cmap)
+                result.save(file, format=name, overwrite=overwrite, cmap=settings.cmap)
         atomic_write(job.sidecar(out), lambda stream: _write_text(stream, text), overwrite=overwrite)
     except SaveError as error:
         return Outcome(job.source, error=error)

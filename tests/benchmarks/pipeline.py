@@ -129,7 +129,7 @@ def pipeline(model: DepthModel, photos: Path, out: Path, settings: Settings, bat
     """From the files of the photos to those of the results."""
     shutil.rmtree(out, ignore_errors=True)
     start = now()
-    jobs, _ = find_images([str(photos)])
+    jobs, *_ = find_images([str(photos)])
     outcomes = list(predict_files(lambda: model, jobs, out, settings, batch_size=batch_size))
     taken = since(start)
     assert all(outcome.error is None for outcome in outcomes), outcomes

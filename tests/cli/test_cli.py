@@ -157,7 +157,7 @@ def test_results_are_those_of_the_library(photos: Path, tmp_path: Path) -> None:
 def test_writing_overlaps_and_keeps_the_order(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """The first result cannot be written before the last one is: only threads of its own let it end."""
     last_begun = threading.Event()
-    save = files.save
+    save = mlx_depth.DepthResult.save
 
     def slow_first(result: mlx_depth.DepthResult, file: Path, **options: object) -> Path:
         if file.name == "2.npy":
@@ -165,7 +165,7 @@ def test_writing_overlaps_and_keeps_the_order(photos: Path, tmp_path: Path, monk
         assert last_begun.wait(30) or file.name != "0.npy"
         return save(result, file, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "save", slow_first)
+    monkeypatch.setattr(mlx_depth.DepthResult, "save", slow_first)
     out = tmp_path / "out"
     assert main("predict", photos, "-o", out, *DEMO, "--format", "npy") == 0
     names = [f"{out}/{number}.{end}" for number in range(3) for end in ("npy", "json")]
@@ -181,7 +181,7 @@ def test_results_that_wait_to_be_written_are_bounded(batch_size: int, tmp_path: 
     """A disk that hangs stops the network, and an early end cancels what waits but finishes what was begun."""
     for number in range(30):
         photo(20, 20).save(tmp_path / f"{number:02}.png")
-    jobs, _ = files.find_images([str(tmp_path)])
+    jobs, *_ = files.find_images([str(tmp_path)])
     most = max(batch_size, files.WRITING_THREADS) + 1
     disk = threading.Event()
     predicted: list[mlx_depth.DepthResult] = []
@@ -273,7 +273,7 @@ def test_interrupted_overwrite_is_not_complete(photos: Path, tmp_path: Path, mon
     """New settings, old settings' files half replaced: neither run's sidecar may vouch for the mixture."""
     out = tmp_path / "out"
     assert main("predict", photos / "0.jpg", "-o", out, *DEMO) == 0
-    save = files.save
+    save = mlx_depth.DepthResult.save
 
     def interrupted(result: mlx_depth.DepthResult, file: Path, *, format: str, **options: object) -> Path:
         if format == "color":
@@ -281,7 +281,7 @@ def test_interrupted_overwrite_is_not_complete(photos: Path, tmp_path: Path, mon
         return save(result, file, format=format, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save", interrupted)
+        patch.setattr(mlx_depth.DepthResult, "save", interrupted)
         assert main("predict", photos / "0.jpg", "-o", out, *DEMO, "--input-size", "42", "--overwrite") == 130
     assert "--resume goes on" in capsys.readouterr().err
     assert main("predict", photos / "0.jpg", "-o", out, *DEMO, "--resume") == 0

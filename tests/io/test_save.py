@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -18,13 +19,18 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from support import require, seeded
 
+from mlx_depth.camera import Camera
 from mlx_depth.errors import OptionError, SaveError
-from mlx_depth.io.save import FORMATS, atomic_write, png16_scale, png16_values, save, sidecar
-from mlx_depth.result import Camera, DepthKind, DepthResult
+from mlx_depth.io.formats import FORMATS
+from mlx_depth.io.png16 import png16_scale, png16_values
+from mlx_depth.io.save import atomic_write
+from mlx_depth.kinds import DepthKind
+from mlx_depth.result import DepthResult
 
 INVERSE, RELATIVE, METRIC = DepthKind.RELATIVE_INVERSE, DepthKind.RELATIVE, DepthKind.METRIC
 any_depth = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.floats(width=32))
 FLOAT_FORMATS = ["npy", "npz", "tiff", "pfm", "exr"]
+WITHOUT_TEXT = {"npy", "npz", "pfm", "confidence", "sky"}
 SIZE = (5, 7)
 PHOTO = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
@@ -71,6 +77,14 @@ def read_depth(path: Path) -> np.ndarray:
     raise AssertionError(path)
 
 
+def levels(result: DepthResult) -> np.ndarray:
+    return png16_values(result.depth, result.kind, result.max_depth)
+
+
+def scale_of(result: DepthResult) -> tuple[float, float]:
+    return png16_scale(result.depth, result.kind, result.max_depth)
+
+
 def read_pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
@@ -85,7 +99,7 @@ def test_float_formats_keep_every_bit(name, tmp_path_factory):
 
     @given(any_depth)
     def check(depth):
-        path = save(make(depth), folder / f"depth{FORMATS[name][0]}", overwrite=True)
+        path = make(depth).save(folder / f"depth{FORMATS[name][0]}", overwrite=True)
         back = read_depth(path)
         assert back.dtype.newbyteorder("=") == np.float32
         np.testing.assert_array_equal(back, depth)
@@ -96,7 +110,7 @@ def test_float_formats_keep_every_bit(name, tmp_path_factory):
 @pytest.mark.parametrize("name", FLOAT_FORMATS)
 def test_arrays_that_are_views(name, tmp_path):
     depth = seeded("view", (6, 9)).T[::-1, ::2]
-    path = save(make(depth), tmp_path / f"depth{FORMATS[name][0]}")
+    path = make(depth).save(tmp_path / f"depth{FORMATS[name][0]}")
     np.testing.assert_array_equal(read_depth(path), depth)
 
 
@@ -120,7 +134,7 @@ def test_npz_holds_every_field(tmp_path):
         np.testing.assert_array_equal(fields.pop(name), getattr(result, name))
     np.testing.assert_array_equal(fields.pop("intrinsics"), result.camera.intrinsics)
     np.testing.assert_array_equal(fields.pop("extrinsics"), result.camera.extrinsics)
-    assert json.loads(str(fields.pop("mlx_depth"))) == sidecar(result)
+    assert json.loads(str(fields.pop("mlx_depth"))) == result.sidecar()
     assert {name: value.tolist() for name, value in fields.items()} == {
         "kind": "metric",
         "unit": "m",
@@ -150,14 +164,86 @@ def test_exr_without_its_extra(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+# Confidence and sky
+
+
+@pytest.mark.parametrize("name", ["confidence", "sky"])
+def test_maps_have_files_of_their_own(name, tmp_path):
+    path = full().save(tmp_path / "map.npy", format=name)
+    back = np.load(path, allow_pickle=False)
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(back, getattr(full(), name))
+
+
+def test_exr_holds_the_maps_beside_the_depth(tmp_path):
+    with OpenEXR.File(str(full().save(tmp_path / "depth.exr"))) as file:
+        channels = {name: channel.pixels.copy() for name, channel in file.channels().items()}
+    assert sorted(channels) == ["Z", "confidence", "sky"]
+    for name, field in (("Z", "depth"), ("confidence", "confidence"), ("sky", "sky")):
+        np.testing.assert_array_equal(channels[name], getattr(full(), field))
+
+
+def test_exr_of_depth_alone_has_one_channel(tmp_path):
+    with OpenEXR.File(str(make().save(tmp_path / "depth.exr"))) as file:
+        assert list(file.channels()) == ["Z"]
+
+
+def test_sidecar_tells_a_map_without_finite_values_from_none():
+    described = make([[1, 2]], sky=np.full((1, 2), np.nan, np.float32)).sidecar()
+    assert (described["confidence"], described["sky"]) == (None, {"min": None, "max": None})
+
+
+# File objects
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_object_gets_what_a_file_gets(name, tmp_path):
+    stream = io.BytesIO()
+    assert full().save(stream, format=name) is None
+    path = full().save(tmp_path / f"depth{FORMATS[name][0]}", format=name)
+    if name == "npz":  # a zip knows when it was made
+        with np.load(path) as wanted, np.load(io.BytesIO(stream.getvalue())) as got:
+            assert sorted(got) == sorted(wanted)
+            np.testing.assert_array_equal(got["depth"], wanted["depth"])
+    else:
+        assert stream.getvalue() == path.read_bytes()
+
+
+def test_the_name_of_a_file_object_chooses(tmp_path):
+    for suffix, magic in ((".jpg", b"\xff\xd8"), (".png", b"\x89PNG"), (".npy", b"\x93NUMPY")):
+        with (tmp_path / f"depth{suffix}").open("wb") as file:
+            make().save(file)
+        assert (tmp_path / f"depth{suffix}").read_bytes().startswith(magic)
+    with (tmp_path / "depth.jpg").open("wb") as file:
+        make().save(file, format="color")
+    assert (tmp_path / "depth.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_file_objects_that_cannot_be_written(tmp_path):
+    with pytest.raises(OptionError, match="a file object has no suffix: give format=, one of npy, npz"):
+        make().save(io.BytesIO())
+    with pytest.raises(OptionError, match="no format 'png': "):
+        make().save(io.BytesIO(), format="png")
+    for wrong in (io.StringIO(), 3):
+        with pytest.raises(SaveError, match=f"a {type(wrong).__name__} takes no bytes: give a path"):
+            make().save(wrong, format="npy")
+    closed = io.BytesIO()
+    closed.close()
+    with pytest.raises(SaveError, match=r"cannot be written \(I/O operation on closed file.*\): open it with 'wb'"):
+        make().save(closed, format="npy")
+    (tmp_path / "a.npy").touch()
+    with (tmp_path / "a.npy").open("rb") as reading, pytest.raises(SaveError, match="open it with 'wb'"):
+        make().save(reading)
+
+
 # The 16-bit PNG
 
 
 @given(any_depth, st.sampled_from([INVERSE, RELATIVE]))
 def test_png16_gives_relative_depth_back_to_half_a_level(depth, kind):
     result = make(depth, kind)
-    values = png16_values(result)
-    scale, offset = png16_scale(result)
+    values = levels(result)
+    scale, offset = scale_of(result)
     known = np.isfinite(depth)
     np.testing.assert_array_equal(values > 0, known)
     error = np.abs(values[known] * scale + offset - depth[known].astype(np.float64))
@@ -169,8 +255,8 @@ def test_png16_gives_relative_depth_back_to_half_a_level(depth, kind):
 @given(any_depth, st.sampled_from([None, 20.0, 65.535, 65.536, 80.0]))
 def test_png16_gives_metres_back_to_half_a_level_or_saturates(depth, max_depth):
     result = make(depth, METRIC, max_depth=max_depth)
-    values = png16_values(result)
-    scale, offset = png16_scale(result)
+    values = levels(result)
+    scale, offset = scale_of(result)
     assert (scale, offset) == (1 / 1000 if max_depth in (20.0, 65.535) else 1 / 256, 0)
     known = np.isfinite(depth) & (depth > 0)
     np.testing.assert_array_equal(values > 0, known)
@@ -181,19 +267,19 @@ def test_png16_gives_metres_back_to_half_a_level_or_saturates(depth, max_depth):
 def test_png16_levels():
     metres = [[0, 0.0001, 1.5, 65.535, 70, 300, np.inf, np.nan, -1]]
     np.testing.assert_array_equal(
-        png16_values(make(metres, METRIC, max_depth=20)), [[0, 1, 1500, 65535, 65535, 65535, 0, 0, 0]]
+        levels(make(metres, METRIC, max_depth=20)), [[0, 1, 1500, 65535, 65535, 65535, 0, 0, 0]]
     )
     np.testing.assert_array_equal(
-        png16_values(make(metres, METRIC, max_depth=80)), [[0, 1, 384, 16777, 17920, 65535, 0, 0, 0]]
+        levels(make(metres, METRIC, max_depth=80)), [[0, 1, 384, 16777, 17920, 65535, 0, 0, 0]]
     )
-    np.testing.assert_array_equal(png16_values(make([[0, 1, 2, np.nan, np.inf]])), [[1, 32768, 65535, 0, 0]])
+    np.testing.assert_array_equal(levels(make([[0, 1, 2, np.nan, np.inf]])), [[1, 32768, 65535, 0, 0]])
 
 
 def test_png16_of_constant_depth_is_exact():
-    assert png16_scale(make([[7, 7, np.nan]])) == (0, 7)
-    np.testing.assert_array_equal(png16_values(make([[7, 7, np.nan]])), [[1, 1, 0]])
-    assert png16_scale(make([[np.nan]])) == (0, 0)
-    np.testing.assert_array_equal(png16_values(make([[np.nan]])), [[0]])
+    assert scale_of(make([[7, 7, np.nan]])) == (0, 7)
+    np.testing.assert_array_equal(levels(make([[7, 7, np.nan]])), [[1, 1, 0]])
+    assert scale_of(make([[np.nan]])) == (0, 0)
+    np.testing.assert_array_equal(levels(make([[np.nan]])), [[0]])
 
 
 @pytest.mark.parametrize("kind", DepthKind)
@@ -203,7 +289,7 @@ def test_png16_file(kind, tmp_path):
     path = result.save(tmp_path / "depth.png")
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert (stored.dtype, stored.shape) == (np.uint16, (31, 45))
-    np.testing.assert_array_equal(stored, png16_values(result))
+    np.testing.assert_array_equal(stored, levels(result))
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), stored)
         rule = json.loads(image.text["mlx_depth"])["png16"]
@@ -217,26 +303,26 @@ def test_png16_file(kind, tmp_path):
 
 def test_color_png(tmp_path):
     result = make()
-    path = save(result, tmp_path / "depth.png", format="color", cmap="magma")
+    path = result.save(tmp_path / "depth.png", format="color", cmap="magma")
     np.testing.assert_array_equal(read_pixels(path), result.colorize("magma"))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
 def test_color_jpeg(suffix, tmp_path):
     result = make(np.linspace(0, 1, 64 * 48).reshape(48, 64))
-    path = save(result, tmp_path / f"depth{suffix}")
+    path = result.save(tmp_path / f"depth{suffix}")
     with Image.open(path) as image:
         assert image.format == "JPEG"
         assert np.abs(np.asarray(image).astype(int) - result.colorize()).mean() < 2
 
 
 def test_gray_is_white_where_near(tmp_path):
-    path = save(make([[1, 2, 3]], METRIC), tmp_path / "depth.png", format="gray")
+    path = make([[1, 2, 3]], METRIC).save(tmp_path / "depth.png", format="gray")
     np.testing.assert_array_equal(read_pixels(path), [[255, 127, 0]])
 
 
 def test_side_by_side_file(tmp_path):
-    path = save(full(), tmp_path / "depth.png", format="side-by-side", cmap="turbo")
+    path = full().save(tmp_path / "depth.png", format="side-by-side", cmap="turbo")
     np.testing.assert_array_equal(read_pixels(path), full().side_by_side("turbo"))
 
 
@@ -245,9 +331,9 @@ def test_side_by_side_file(tmp_path):
 @pytest.mark.parametrize("kind", DepthKind)
 def test_every_format_takes_odd_depth(name, value, kind, tmp_path):
     depth = np.full((2, 3), value, np.float32)
-    result = make(depth, kind, image=PHOTO[:2, :3])
-    path = save(result, tmp_path / f"depth{FORMATS[name][0]}", format=name)
-    if name in FLOAT_FORMATS:
+    result = make(depth, kind, image=PHOTO[:2, :3], confidence=depth, sky=depth)
+    path = result.save(tmp_path / f"depth{FORMATS[name][0]}", format=name)
+    if name in [*FLOAT_FORMATS, "confidence", "sky"]:
         np.testing.assert_array_equal(read_depth(path), depth)
     elif name == "json":
         assert json.loads(path.read_text())["min"] == (value if np.isfinite(value) else None)
@@ -260,7 +346,7 @@ def test_every_format_takes_odd_depth(name, value, kind, tmp_path):
 
 def test_sidecar_says_everything():
     low, high = full().depth_range
-    described = sidecar(full())
+    described = full().sidecar()
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", described.pop("mlx_depth"))
     assert described == {
         "kind": "metric",
@@ -270,6 +356,8 @@ def test_sidecar_says_everything():
         "max": high,
         "max_depth": 20.0,
         "png16": {"scale": 0.001, "offset": 0.0, "no_data": 0},
+        "confidence": {"min": float(full().confidence.min()), "max": float(full().confidence.max())},
+        "sky": {"min": 0.0, "max": 0.0},
         "size": [5, 7],
         "input_size": [14, 28],
         "focal_length_px": 1234.5,
@@ -286,7 +374,7 @@ def test_sidecar_says_everything():
 
 
 def test_sidecar_of_a_bare_result():
-    described = sidecar(make([[np.nan, 2], [6, np.inf]]))
+    described = make([[np.nan, 2], [6, np.inf]]).sidecar()
     assert (described["kind"], described["unit"], described["larger_is"]) == ("relative_inverse", "", "nearer")
     assert (described["min"], described["max"]) == (2, 6)
     assert [described[name] for name in ("camera", "focal_length_px", "revision", "image")] == [None] * 4
@@ -296,7 +384,7 @@ def test_sidecar_takes_numpy_numbers():
     result = make(
         [[1, 2]], METRIC, image_size=tuple(np.array([1, 2])), focal_length_px=np.float32(5), max_depth=np.float32(9)
     )
-    described = json.loads(json.dumps(sidecar(result)))
+    described = json.loads(json.dumps(result.sidecar()))
     assert (described["size"], described["focal_length_px"], described["max_depth"]) == ([1, 2], 5, 9)
 
 
@@ -316,13 +404,18 @@ def embedded(path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [(name, suffix) for name in FORMATS if name not in ("npy", "npz", "pfm") for suffix in FORMATS[name][:2]],
+    [
+        (name, suffix)
+        for name in FORMATS
+        if name not in ("npy", "npz", "pfm", "confidence", "sky")
+        for suffix in FORMATS[name][:2]
+    ],
 )
 def test_files_carry_the_sidecar(name, suffix, tmp_path):
-    path = save(full(), tmp_path / f"depth{suffix}", format=name)
+    path = full().save(tmp_path / f"depth{suffix}", format=name)
     text = embedded(path if suffix != ".tif" else path.rename(path.with_suffix(".tiff")))
     assert text.isascii()
-    assert json.loads(text) == sidecar(full())
+    assert json.loads(text) == full().sidecar()
 
 
 # Which format
@@ -358,17 +451,20 @@ def test_the_suffix_chooses(suffix, magic, tmp_path):
         ("d.npy", {"format": "color"}, "color does not go into 'd.npy': give a name that ends with .png or .jpg"),
         ("d.jpg", {"cmap": "virids"}, "no colour map 'virids': did you mean 'viridis'?"),
         ("d.png", {"format": "side-by-side"}, "side-by-side needs the photo"),
+        ("d.npy", {"format": "confidence"}, "this result has no confidence, which its model does not compute: leave"),
+        ("d.npy", {"format": "sky"}, "this result has no sky"),
+        ("d.png", {"format": "sky"}, "sky does not go into 'd.png': give a name that ends with .npy."),
     ],
 )
 def test_wrong_options_touch_nothing(name, options, message, tmp_path):
     with pytest.raises(OptionError, match=re.escape(message)):
-        save(make(), tmp_path / "new" / name, **options)
+        make().save(tmp_path / "new" / name, **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_home_is_expanded_and_folders_are_made(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert save(make(), "~/new/folder/depth.npy") == tmp_path / "new" / "folder" / "depth.npy"
+    assert make().save("~/new/folder/depth.npy") == tmp_path / "new" / "folder" / "depth.npy"
     np.testing.assert_array_equal(np.load(tmp_path / "new" / "folder" / "depth.npy"), make().depth)
 
 

@@ -23,13 +23,13 @@ def touch(folder: Path, *names: str) -> None:
 
 def found(*paths: str | Path, recursive: bool = False, out: Path | None = None) -> dict[str, str]:
     """Name of the image → stem of its results; nothing may fail."""
-    jobs, failed = find_images([str(path) for path in paths], recursive=recursive, out=out)
+    jobs, failed, _ = find_images([str(path) for path in paths], recursive=recursive, out=out)
     assert failed == []
     return {Path(job.source).name: str(job.stem) for job in jobs}
 
 
 def errors(*paths: str | Path, recursive: bool = False) -> list[str]:
-    jobs, failed = find_images([str(path) for path in paths], recursive=recursive)
+    jobs, failed, _ = find_images([str(path) for path in paths], recursive=recursive)
     assert jobs == []
     return [str(outcome.error) for outcome in failed]
 
@@ -51,7 +51,7 @@ def test_folder_holds_its_visible_images_by_name(tmp_path: Path) -> None:
 
 def test_recursive_keeps_the_structure_and_leaves_hidden_folders_out(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.jpg", "x/a.jpg", "x/y/b.jpg", ".trash/c.jpg", "x/.cache/d.jpg")
-    jobs, _ = find_images(["in"], recursive=True)
+    jobs, *_ = find_images(["in"], recursive=True)
     assert {job.source: str(job.stem) for job in jobs} == {
         "in/a.jpg": "a",
         "in/x/a.jpg": "x/a",
@@ -96,7 +96,7 @@ def test_list_of_paths(tmp_path: Path) -> None:
 def test_one_bad_line_does_not_take_the_others_along(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg", "empty/readme.md")
     (tmp_path / "list.txt").write_text("a.jpg\nempty\nno*match.jpg\nb.jpg\n")
-    jobs, failed = find_images(["list.txt"])
+    jobs, failed, _ = find_images(["list.txt"])
     assert [job.source for job in jobs] == ["a.jpg", "b.jpg"]
     assert [outcome.image for outcome in failed] == ["empty", "no*match.jpg"]
 
@@ -114,7 +114,7 @@ def test_url_names() -> None:
         "http://host:80/%2e%2e%2f%00..": "_",
         "http://user:secret@host/photo.jpg": "host/photo",
     }
-    jobs, _ = find_images(list(urls))
+    jobs, *_ = find_images(list(urls))
     assert [job.source for job in jobs] == list(urls)
     assert str(jobs[1].stem) == "my photo"
     assert str(jobs[2].stem) == "image"
@@ -124,7 +124,7 @@ def test_url_names() -> None:
 
 def test_each_image_once(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.jpg", "in/b.jpg")
-    jobs, _ = find_images(["in/b.jpg", "in", "./in/a.jpg", str(tmp_path / "in/a.jpg"), "in/*.jpg"])
+    jobs, *_ = find_images(["in/b.jpg", "in", "./in/a.jpg", str(tmp_path / "in/a.jpg"), "in/*.jpg"])
     assert [job.source for job in jobs] == ["in/b.jpg", "in/a.jpg"]
 
 
@@ -174,11 +174,11 @@ def test_same_stem_twice_keeps_the_suffix(tmp_path: Path) -> None:
 def test_same_name_in_two_folders_gets_the_folder(tmp_path: Path) -> None:
     touch(tmp_path, "x/a.jpg", "y/a.jpg", "y/b.jpg", "x/sub/a.jpg")
     for paths in (["x/a.jpg", "y/a.jpg", "y/b.jpg"], ["x", "y"]):
-        jobs, _ = find_images(paths)
+        jobs, *_ = find_images(paths)
         assert [str(job.stem) for job in jobs] == ["x/a", "y/a", "b"]
     (tmp_path / "z").mkdir()
     os.chdir(tmp_path / "z")
-    jobs, _ = find_images(["../x/a.jpg", "../y/a.jpg"])
+    jobs, *_ = find_images(["../x/a.jpg", "../y/a.jpg"])
     assert [str(job.stem) for job in jobs] == ["x/a", "y/a"]  # never ../x/a
 
 
@@ -191,13 +191,13 @@ def test_suffix_that_is_a_stem(tmp_path: Path) -> None:
 def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
     touch(tmp_path / "in", "A.jpg")
     touch(tmp_path / "other", "a.jpg")
-    jobs, _ = find_images(["in", "other"])
+    jobs, *_ = find_images(["in", "other"])
     assert [str(job.stem) for job in jobs] == ["in/A", "other/a"]
 
 
 def test_same_folder_name_twice(tmp_path: Path) -> None:
     touch(tmp_path, "1/x/a.jpg", "2/x/a.jpg", "3/x/a.jpg")
-    jobs, _ = find_images(["1/x", "2/x", "3/x/a.jpg"])
+    jobs, *_ = find_images(["1/x", "2/x", "3/x/a.jpg"])
     assert [str(job.stem) for job in jobs] == ["x/a.jpg-2", "x/a.jpg-3", "x/a.jpg-4"]
 
 
@@ -210,7 +210,7 @@ def test_same_folder_name_twice(tmp_path: Path) -> None:
     )
 )
 def test_no_two_images_share_a_file(paths: list[str]) -> None:
-    jobs, failed = find_images(paths)  # none of them exists, which does not matter here
+    jobs, failed, _ = find_images(paths)  # none of them exists, which does not matter here
     assert failed == []
     assert len(jobs) == len(paths)
     files = [str(file).casefold() for job in jobs for file in job.files(Path("out"), [*ASKED.formats, "png16"])]
@@ -289,7 +289,7 @@ def test_complete_results_are_left_out(job: Job, out: Path) -> None:
 def test_complete_from_any_working_folder(job: Job, out: Path, tmp_path: Path) -> None:
     write_result(job, out)
     os.chdir(tmp_path / "in")
-    (again,), _ = find_images(["a.jpg"])
+    (again,), *_ = find_images(["a.jpg"])
     assert unfinished([again], Path("../out"), ASKED, resume=True) == []
 
 
@@ -344,7 +344,7 @@ def test_broken_sidecar_is_not_complete(text: str, job: Job, out: Path) -> None:
 def test_result_of_another_image_is_neither_complete_nor_replaced(job: Job, out: Path, tmp_path: Path) -> None:
     write_result(job, out)
     touch(tmp_path, "elsewhere/a.jpg")
-    (other,), _ = find_images(["elsewhere/a.jpg"])
+    (other,), *_ = find_images(["elsewhere/a.jpg"])
     with pytest.raises(SaveError, match=r"a\.json belongs to another image: --overwrite replaces it"):
         unfinished([other], out, ASKED, resume=True)
     assert unfinished([other], out, ASKED, resume=True, overwrite=True) == [other]

@@ -1,0 +1,94 @@
+"""The file formats of a result: their names, suffixes and endings, and which one a file name asks for."""
+
+import difflib
+from pathlib import Path
+
+from mlx_depth.errors import OptionError, printable
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "npy": (".npy",),
+    "npz": (".npz",),
+    "png16": (".png",),
+    "color": (".png", ".jpg", ".jpeg"),
+    "gray": (".png",),
+    "side-by-side": (".png", ".jpg", ".jpeg"),
+    "tiff": (".tiff", ".tif"),
+    "pfm": (".pfm",),
+    "exr": (".exr",),
+    "json": (".json",),
+    "confidence": (".npy",),
+    "sky": (".npy",),
+}
+"""Format → the suffixes it may have, the usual one first."""
+
+# Where several formats share a suffix, the first of FORMATS has it: .png is png16, .jpg is color.
+_FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in reversed(FORMATS.items()) for suffix in suffixes}
+
+# Formats that share a suffix with another get their name into the file name.
+_NAMED = {
+    "png16": "_depth",
+    "color": "_color",
+    "gray": "_gray",
+    "side-by-side": "_side-by-side",
+    "confidence": "_confidence",
+    "sky": "_sky",
+}
+
+
+def ending(format: str) -> str:
+    """What a file of a format ends with beside the other results of its photo, such as ``_color.png``."""
+    return _NAMED.get(format, "") + FORMATS[format][0]
+
+
+def format_of(path: Path, format: str | None) -> str:
+    """The format that a file gets.
+
+    Args:
+        path: Its name.
+        format: One of ``FORMATS``, or None: by the suffix.
+    Returns:
+        A key of ``FORMATS``.
+    Raises:
+        OptionError: If there is no such format, or the suffix does not fit it.
+    """
+    suffix = path.suffix.lower()
+    if format is not None:
+        _check_name(format)
+        if suffix not in FORMATS[format]:
+            fitting = " or ".join(FORMATS[format])
+            raise OptionError(
+                f"{format} does not go into {printable(path.name)!r}: give a name that ends with {fitting}."
+            )
+        return format
+    if suffix not in _FORMAT_OF_SUFFIX:
+        known = " ".join(sorted(_FORMAT_OF_SUFFIX))
+        raise OptionError(f"no format has the suffix {suffix!r} of {printable(path.name)!r}: choose one of {known}.")
+    return _FORMAT_OF_SUFFIX[suffix]
+
+
+def format_of_stream(name: object, format: str | None) -> tuple[str, str]:
+    """Format and suffix of what goes into a file object.
+
+    Args:
+        name: The object's ``name``, where it has one; only a string counts.
+        format: One of ``FORMATS``, or None: by the suffix of the name.
+    Returns:
+        ``(format, suffix)``; the usual suffix where the name has none that fits.
+    Raises:
+        OptionError: If there is no such format, or neither a format nor a name is given.
+    """
+    path = Path(name if isinstance(name, str) else "")
+    if format is None:
+        if not path.name:
+            raise OptionError(f"a file object has no suffix: give format=, one of {', '.join(FORMATS)}.")
+        return format_of(path, None), path.suffix.lower()
+    _check_name(format)
+    suffix = path.suffix.lower()
+    return format, suffix if suffix in FORMATS[format] else FORMATS[format][0]
+
+
+def _check_name(format: str) -> None:
+    if format not in FORMATS:
+        close = difflib.get_close_matches(format, FORMATS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise OptionError(f"no format {format!r}: {hint}Choose one of {', '.join(FORMATS)}.")
