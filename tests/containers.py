@@ -42,14 +42,16 @@ def save_pth(upstream: Any, path: Path, *, key: str | None = None, legacy: bool 
     return path
 
 
-def save_gguf(upstream: Any, path: Path, *, kind: gguf.GGMLQuantizationType | None = None) -> Path:
-    """A file of depth-anything.cpp's exporter; ``kind`` quantizes the linear layers of the blocks."""
+def save_gguf(
+    upstream: Any, path: Path, *, kind: gguf.GGMLQuantizationType | None = None, prefix: str = "", **facts: Any
+) -> Path:
+    """A file of depth-anything.cpp's exporter; ``kind`` quantizes the blocks' linear layers, ``facts`` replace keys."""
     writer = gguf.GGUFWriter(path, "depthanything3")
-    for name, value in _gguf_metadata(upstream.config).items():
+    for name, value in {**_gguf_metadata(upstream.config), **facts}.items():
         _add(writer, f"depthanything3.{name}", value)
     for name, value in reference.authors_names(upstream.state_dict()).items():
         if not name.endswith("mask_token"):
-            _add_tensor(writer, _gguf_name(name), value.numpy(), kind)
+            _add_tensor(writer, prefix, _gguf_name(name), value.numpy(), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -95,11 +97,13 @@ def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
     getattr(writer, methods[type(value)])(name, value)
 
 
-def _add_tensor(writer: gguf.GGUFWriter, name: str, array: Any, kind: gguf.GGMLQuantizationType | None) -> None:
+def _add_tensor(
+    writer: gguf.GGUFWriter, prefix: str, name: str, array: Any, kind: gguf.GGMLQuantizationType | None
+) -> None:
     if kind is None or not name.startswith("vit.blk.") or array.ndim != 2:
-        writer.add_tensor(name, array)
+        writer.add_tensor(prefix + name, array)
     else:
-        writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        writer.add_tensor(prefix + name, gguf.quants.quantize(array, kind), raw_dtype=kind)
 
 
 class Hostile:

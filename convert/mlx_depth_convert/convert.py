@@ -204,8 +204,9 @@ def _card(checkpoint: Checkpoint, origin: Origin) -> str:
         "pipeline_tag": "depth-estimation",
         "tags": "[mlx, depth-estimation]",
     }
-    if origin.on_hub:
-        front["base_model"] = origin.id
+    bases = (origin.id,) if origin.on_hub else checkpoint.base_model
+    if bases:
+        front["base_model"] = bases[0] if len(bases) == 1 else f"[{', '.join(bases)}]"
     lines = "\n".join(f"{key}: {value}" for key, value in front.items())
     revision = f" at {origin.revision}" if origin.revision else ""
     return f"""---

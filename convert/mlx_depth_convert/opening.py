@@ -2,17 +2,21 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint
+from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, owned_by_shapes, read_config
 from mlx_depth.checkpoints.resolve import resolve
-from mlx_depth.registry import find_model
+from mlx_depth.errors import OptionError
+from mlx_depth.registry import find_model as find_spec
 from mlx_depth.weights.choose import choose, is_convertible
+from mlx_depth.weights.prefixes import describe, find_model
 from mlx_depth.weights.safetensors_io import load_file, read_tensors, weight_files
-from mlx_depth_convert.sources import gguf, stage, torch_pickle
+from mlx_depth_convert.sources import LazyTensor, Source, gguf, stage, torch_pickle
 
 READERS = {
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), torch_pickle.read),
@@ -43,6 +47,9 @@ def open_checkpoint(
     max_depth: float | None = None,
     revision: str | None = None,
     file: str | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    ignore: Sequence[str] = (),
     progress: bool = False,
 ) -> Iterator[tuple[Checkpoint, Origin]]:
     """Find a source, download it where that is needed, and read its checkpoint.
@@ -54,36 +61,57 @@ def open_checkpoint(
         max_depth: Range of a metric model in metres, where neither tensors nor config tell it.
         revision: Branch, tag or commit of the repository.
         file: Folder or file in the folder or repository.
+        key: Dotted keys of the dict that holds the weights, in a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file; None:
+            the one that holds a model.
+        prefix: What stands before the names of all the model's tensors; None: found from the tensors.
+        ignore: Patterns (``*`` and ``?``) of names: surplus tensors that match are left out.
         progress: Show the Hub's progress bar on stderr.
     Yields:
         The checkpoint and its origin. The tensors are on disk, and stay readable until the context ends.
     Raises:
         ModelNotFoundError: If there is no such source, or it cannot be downloaded.
-        CheckpointError: If its files are damaged, unknown, or not the named model's.
+        CheckpointError: If its files are damaged, unknown, or not the named model's, or hold several models.
+        OptionError: If an option does not fit what is there.
     """
-    like = find_model(model) if model is not None else None
+    like = find_spec(model) if model is not None else None
     found = resolve(source, revision=revision, file=file, convertible=True, progress=progress)
     chosen = _foreign_file(found.path)
     files = tuple(weight_files(found.path)) if chosen is None else (chosen,)
     origin = Origin(found.name, found.revision, found.repo is not None, files)
+    facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": found.repo, "ignore": ignore}
     if chosen is None:
+        if key is not None:
+            raise OptionError(f"{found.path} is flat, without keys: leave --key {key} out, or use --prefix.")
         tensors = read_tensors(found.path)
-        checkpoint = assemble_checkpoint(
-            found.path, tensors, found.spec, like=like, max_depth=max_depth, name=found.repo
-        )
+        checkpoint = assemble_checkpoint(found.path, tensors, found.spec, prefix=prefix, **facts)
         del tensors  # or they would stay in memory once they are read
         yield checkpoint, origin
         return
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as scratch:
         container = READERS[chosen.suffix.lower()](chosen)
         staged = Path(scratch) / "tensors.safetensors"
-        stage(container, staged)
+        stage(_model(container, chosen, key, prefix), staged)
         tensors = load_file(staged)  # MLX reads tensor by tensor from such a file alone
         checkpoint = assemble_checkpoint(
-            chosen, tensors, found.spec, like=like, max_depth=max_depth, name=found.repo, metadata=container.metadata
+            chosen, tensors, found.spec, prefix="", metadata=container.metadata or None, **facts
         )
         del tensors  # or they would stay in memory once they are read
         yield checkpoint, origin
+
+
+def _model(source: Source, path: Path, key: str | None, prefix: str | None) -> dict[str, LazyTensor]:
+    """The tensors of the model in a container, under their own names; says what was taken and what was left."""
+    config = read_config(path)
+
+    def owns(part: str, names: Mapping[str, str]) -> bool:
+        return owned_by_shapes(source.parts[part].tensors, config, source.metadata or None)(part, names)
+
+    names = {part: list(content.tensors) for part, content in source.parts.items()}
+    found = find_model(names, owns, where=path, key=key, prefix=prefix)
+    content = source.parts[found.key]
+    if said := describe(found, path, content.beside):
+        warnings.warn(said, stacklevel=4)
+    return {own: content.tensors[name] for own, name in found.names.items()}
 
 
 def _foreign_file(path: Path) -> Path | None:

@@ -16,6 +16,7 @@ from mlx_depth.nn.layer_scale import LayerScale
 from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
 from mlx_depth.nn.patch_embed import PatchEmbed
 from mlx_depth.nn.position import PositionRule, resize_position_table
+from mlx_depth.weights.config_values import check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Split
 
 LAYER_NORM_EPS = 1e-6
@@ -38,12 +39,14 @@ class DINOv2Config:
     position_rule: PositionRule = "scale"
 
     def __post_init__(self) -> None:
-        if min(self.embed_dim, self.num_heads) < 1 or self.embed_dim % self.num_heads:
+        sizes = ("embed_dim", "num_layers", "num_heads", "mlp_ratio", "patch_size", "table_size")
+        check_at_least(self, {**dict.fromkeys(sizes, 1), "out_layers": 0, "num_register_tokens": 0})
+        if self.embed_dim % self.num_heads:
             raise CheckpointError(
                 f"{self.num_heads} heads cannot share an embed_dim of {self.embed_dim}: "
                 "take the config.json of the original checkpoint."
             )
-        if list(self.out_layers) != sorted({*self.out_layers} & {*range(self.num_layers)}):
+        if list(self.out_layers) != sorted({*self.out_layers}) or max(self.out_layers, default=0) >= self.num_layers:
             raise CheckpointError(
                 f"out_layers (zero-based) are {self.out_layers}, not rising and below {self.num_layers}: "
                 "take the config.json of the original checkpoint."

@@ -1,14 +1,17 @@
 """A folder or file of weights to a network, and back: every dialect, exactly or with an error."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_depth.checkpoints.detect import detect, identify
+from mlx_depth.checkpoints.card import read_card
+from mlx_depth.checkpoints.detect import detect, identify, owners
 from mlx_depth.checkpoints.own_format import OWN_DIALECT, own_config, read_own_config, write_folder
 from mlx_depth.checkpoints.resolve import Resolved, resolve
 from mlx_depth.errors import CheckpointError, OptionError
@@ -17,9 +20,19 @@ from mlx_depth.models.families import FAMILIES
 from mlx_depth.processor import Reference
 from mlx_depth.registry import ModelSpec
 from mlx_depth.weights.choose import CONFIG, PROCESSOR
+from mlx_depth.weights.config_values import check_against_shapes
+from mlx_depth.weights.prefixes import describe, find_model
 from mlx_depth.weights.quantization import Quantization, dequantized, quantize_layers
-from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout, with_front_axes
-from mlx_depth.weights.safetensors_io import SHARD_BYTES, cast_floating, read_json, read_tensors
+from mlx_depth.weights.rules import (
+    Rule,
+    apply,
+    check_complete,
+    listed,
+    to_mlx_layout,
+    unknown_names,
+    with_front_axes,
+)
+from mlx_depth.weights.safetensors_io import SHARD_BYTES, cast_floating, dtype_name, read_json, read_tensors
 
 GROUP_BYTES = 1 << 25  # read at once: evaluating each tensor alone takes half as long again
 
@@ -33,6 +46,7 @@ class Checkpoint:
     weights: dict[str, mx.array]  # our names, MLX's layout
     quantization: Quantization | None = None
     source: Mapping[str, Any] | None = None  # what a converted folder records: id, revision, sha256
+    base_model: tuple[str, ...] = ()  # repositories, as the model card beside the weights names them
 
     @property
     def family(self) -> Family:
@@ -72,6 +86,8 @@ def assemble_checkpoint(
     max_depth: float | None = None,
     name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> Checkpoint:
     """Find out what tensors are that were read from a folder or file, whatever its container.
 
@@ -83,38 +99,100 @@ def assemble_checkpoint(
         max_depth: Range of a metric model in metres, where neither tensors nor config tell it.
         name: As for ``read_checkpoint``.
         metadata: What the container says beside its tensors.
+        prefix: What stands before the model's names; None: found from the tensors, and said in a warning.
+        ignore: Patterns (``*`` and ``?``) of source names: surplus tensors that match are dropped, with a warning.
     Returns:
         The checkpoint, its tensors under our names and in MLX's layout.
     Raises:
         CheckpointError: If the tensors are unknown, or not exactly what their config says.
+        OptionError: If an option does not fit what is there.
     """
     folder = path if path.is_dir() else path.parent
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
+    config = read_config(path)
     if max_depth is not None:
         if config is not None and ("format" in config or "model_type" in config):
             raise OptionError(f"{folder / CONFIG} says what the range is: leave max_depth out, or correct it there.")
         config = {**(config or {}), "max_depth": max_depth}
     if config is not None and "format" in config:
         return _from_own_format(folder, config, tensors, like)
+    found = find_model({"": tensors}, owned_by_shapes(tensors, config, metadata), where=path, prefix=prefix)
+    if said := describe(found, path):
+        warnings.warn(said, stacklevel=2)
+    tensors = {own: tensors[theirs] for own, theirs in found.names.items()}
     evidence = Evidence({name: array.shape for name, array in tensors.items()}, config, metadata)
     family, dialect = detect(evidence, path)
+    card = read_card(folder)
     known = identify(path, family, dialect, evidence, spec=spec, like=like, name=name)
+    if known.license is None:
+        known = dataclasses.replace(known, license=card.license)
     if (folder / PROCESSOR).exists():
         known = dataclasses.replace(known, processor=family.read_processor(read_json(folder / PROCESSOR)))
+    rules = family.dialects[dialect].rules
     network = family.network(known.config)
-    weights = apply(family.dialects[dialect].rules, tensors)
+    weights = apply(rules, _without_surplus(path, rules, tensors, ignore))
     if family.dialects[dialect].lost_axes:
         weights = with_front_axes(network, weights)
-    return Checkpoint(known, dialect, to_mlx_layout(network, weights))
+    weights = to_mlx_layout(network, _floating(path, weights))
+    return Checkpoint(known, dialect, weights, base_model=card.base_model)
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The config.json in a folder, or beside a file of weights; None where there is none."""
+    config = (path if path.is_dir() else path.parent) / CONFIG
+    return read_json(config) if config.exists() else None
+
+
+def owned_by_shapes(
+    tensors: Mapping[str, Any], config: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None
+) -> Callable[[str, Mapping[str, str]], bool]:
+    """Whether a family owns some of these tensors (with a ``shape`` each) under other names, for ``find_model``."""
+
+    def owns(_: str, names: Mapping[str, str]) -> bool:
+        shapes = {own: tuple(tensors[theirs].shape) for own, theirs in names.items()}
+        return bool(owners(Evidence(shapes, config, metadata)))
+
+    return owns
+
+
+def _without_surplus(
+    path: Path, rules: Sequence[Rule], tensors: Mapping[str, mx.array], ignore: Sequence[str]
+) -> Mapping[str, mx.array]:
+    """Leave out what the model does not know and the user does not want."""
+    if not ignore:
+        return tensors
+    surplus = unknown_names(rules, tensors)
+    dropped = [name for name in surplus if any(fnmatchcase(name, pattern) for pattern in ignore)]
+    if not dropped:
+        known = f"the surplus ones are {listed(surplus)}" if surplus else "none is surplus, leave it out"
+        raise OptionError(f"--ignore {' '.join(ignore)} matches no surplus tensor of {path}: {known}.")
+    warnings.warn(f"{path}: ignored {listed(dropped)}.", stacklevel=3)
+    return {name: array for name, array in tensors.items() if name not in dropped}
+
+
+def _floating(path: Path, weights: Mapping[str, mx.array]) -> Mapping[str, mx.array]:
+    """Weights that can be computed with; packed layers are whole numbers beside their scales."""
+    odd = [
+        f"{name} is {dtype_name(array.dtype)}"
+        for name, array in weights.items()
+        if not mx.issubdtype(array.dtype, mx.floating) and f"{name.removesuffix('weight')}scales" not in weights
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds weights that are no floating-point numbers ({listed(odd)}): take the original checkpoint."
+        )
+    return weights
 
 
 def _from_own_format(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, mx.array], like: ModelSpec | None
 ) -> Checkpoint:
     facts = read_own_config(folder, config)
+    check_against_shapes(facts.spec.config, {name: array.shape for name, array in tensors.items()}, folder)
     if like is not None and like.config != facts.spec.config:
         raise CheckpointError(f"{folder} is {facts.spec.name}, not {like.name}: leave --model out.")
-    return Checkpoint(facts.spec, OWN_DIALECT, dict(tensors), facts.quantization, facts.source)
+    weights = dict(_floating(folder, tensors))
+    bases = read_card(folder).base_model
+    return Checkpoint(facts.spec, OWN_DIALECT, weights, facts.quantization, facts.source, bases)
 
 
 def following(checkpoint: Checkpoint, reference: Reference) -> Checkpoint:

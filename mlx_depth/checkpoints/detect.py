@@ -9,7 +9,8 @@ from mlx_depth.errors import CheckpointError
 from mlx_depth.models.base import Evidence, Family, Reading
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.registry import MODELS, ModelSpec
-from mlx_depth.weights.choose import CONFIG
+from mlx_depth.weights.choose import ADAPTER, CONFIG
+from mlx_depth.weights.config_values import check_against_shapes
 from mlx_depth.weights.rules import listed, parameter_shapes, unknown_names
 from mlx_depth.weights.safetensors_io import weight_files
 
@@ -27,25 +28,32 @@ def detect(evidence: Evidence, path: Path) -> tuple[Family, str]:
     Raises:
         CheckpointError: If no family takes it, or more than one does.
     """
-    asked = [(family, family.detect(evidence)) for family in FAMILIES.values()]
-    owners = [(family, dialect) for family, dialect in asked if dialect is not None]
-    if len(owners) == 1:
-        return owners[0]
-    if owners:
-        names = " and ".join(f"{family.name} ({dialect})" for family, dialect in owners)
+    found = owners(evidence)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " and ".join(f"{family.name} ({dialect})" for family, dialect in found)
         raise CheckpointError(f"{path} could be of {names}: put the config.json of its original beside it.")
     raise CheckpointError(_nobodys(evidence, path))
 
 
+def owners(evidence: Evidence) -> list[tuple[Family, str]]:
+    """The families that take a checkpoint for their own, each with the dialect."""
+    asked = [(family, family.detect(evidence)) for family in FAMILIES.values()]
+    return [(family, dialect) for family, dialect in asked if dialect is not None]
+
+
 def _nobodys(evidence: Evidence, path: Path) -> str:
-    """Why no family takes it: another config, a relative, or something else altogether."""
+    """Why no family takes it: an adapter, another config, a relative, or something else altogether."""
+    if any("lora_" in name for name in evidence.shapes):
+        return f"{path} is {ADAPTER}"
+    without_config = owners(dataclasses.replace(evidence, config=None))
+    if without_config:
+        return (
+            f"{CONFIG} says model_type {evidence.model_type!r:.60}, but the tensors are {without_config[0][0].name}'s: "
+            "take the config.json that belongs to these weights."
+        )
     tables = [(family, dialect) for family in FAMILIES.values() for dialect in family.dialects.values()]
-    for family, dialect in tables:
-        if dialect.owns(dataclasses.replace(evidence, config=None)):
-            return (
-                f"{CONFIG} says model_type {evidence.model_type!r:.60}, but the tensors are {family.name}'s: "
-                "take the config.json that belongs to these weights."
-            )
     candidates = [(unknown_names(dialect.rules, evidence.shapes), family) for family, dialect in tables]
     unknown, family = min(candidates, key=lambda candidate: len(candidate[0]))
     count = len(unknown)
@@ -54,9 +62,12 @@ def _nobodys(evidence: Evidence, path: Path) -> str:
             f"{path} is a relative of {family.name} that mlx-depth does not know: {count} of its tensors have names of "
             f"their own ({listed(unknown)}). `mlx-depth models` lists the models that there are."
         )
+    first = f"its first tensors: {listed(sorted(evidence.shapes))}"
+    if count == 0 and evidence.shapes:
+        first = f"its {len(evidence.shapes)} tensors are only a part of {family.name}'s: take the whole file"
     kind = f", and {CONFIG} says model_type {evidence.model_type!r:.60}" if evidence.model_type is not None else ""
     return (
-        f"{path} holds no model that mlx-depth knows (its first tensors: {listed(sorted(evidence.shapes))}{kind}). "
+        f"{path} holds no model that mlx-depth knows ({first}{kind}). "
         f"Name a checkpoint of a family that it knows: {', '.join(FAMILIES)}."
     )
 
@@ -87,6 +98,7 @@ def identify(
         CheckpointError: If tensors, config, file name and the user's word contradict each other.
     """
     reading = family.dialects[dialect].read(evidence)
+    check_against_shapes(reading.config, evidence.shapes, path)
     own_name = name or (path.resolve().name if path.is_dir() else path.stem)
     if spec is not None:
         return _agreeing(path, spec, reading)

@@ -21,6 +21,7 @@ from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec
 from mlx_depth.version import __version__
 from mlx_depth.weights.choose import CONFIG
+from mlx_depth.weights.config_values import check_at_least, typed
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.rules import listed
 from mlx_depth.weights.safetensors_io import FORMAT, write_shards
@@ -131,22 +132,31 @@ def read_own_config(folder: Path, config: Mapping[str, Any]) -> OwnFacts:
     if unknown:
         raise CheckpointError(f"{where} has unknown keys: {listed(unknown)}. Update mlx-depth if the file is newer.")
     try:
-        family = FAMILIES[config["family"]]
+        family = FAMILIES[typed("family", str, config["family"])]
         spec = ModelSpec(
-            name=config["name"],
+            name=typed("name", str, config["name"]),
             family=family.name,
             config=config_from_dict(family.config_type, config["config"]),
-            processor=config_from_dict(Processor, config["processor"]),
-            license=config["license"],
-            parameters=config["parameters"],
+            processor=_read_processor(config["processor"]),
+            license=typed("license", str | None, config["license"]),
+            parameters=typed("parameters", int | None, config["parameters"]),
             folder=folder,
         )
-        quantization = config["quantization"] and _read_quantization(config["quantization"])
+        quantization = None if config["quantization"] is None else _read_quantization(config["quantization"])
+        source = typed("source", Mapping[str, Any], config["source"])
     except KeyError as error:
         raise CheckpointError(f"{where} lacks or does not know {error}: convert the checkpoint again.") from error
     except OptionError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    return OwnFacts(spec, quantization, config["source"])
+    return OwnFacts(spec, quantization, source)
+
+
+def _read_processor(data: Any) -> Processor:
+    processor: Processor = config_from_dict(Processor, data)
+    check_at_least(processor, {"input_size": 1, "multiple_of": 1})
+    if min(processor.std) <= 0:
+        raise CheckpointError(f"std in config.json is {processor.std}, not above 0: convert the checkpoint again.")
+    return processor
 
 
 def _read_quantization(data: Any) -> Quantization:
@@ -166,7 +176,7 @@ def config_from_dict(config_type: type, data: Mapping[str, Any]) -> Any:
     unknown = sorted(set(data) - set(fields))
     if unknown:
         raise CheckpointError(
-            f"unknown keys in the {config_type.__name__} of config.json: {', '.join(unknown)}. "
+            f"unknown keys in the {config_type.__name__} of config.json: {listed(unknown)}. "
             f"Known keys: {', '.join(fields)}. Update mlx-depth if the file is newer."
         )
     missing = sorted(set(fields) - set(data))
@@ -178,14 +188,7 @@ def config_from_dict(config_type: type, data: Mapping[str, Any]) -> Any:
     return config_type(**{name: _value(name, hints[name], value) for name, value in data.items()})
 
 
-_JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
-
-
 def _value(name: str, hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return config_from_dict(typing.cast(type, hint), value)
-    if hint in _JSON_TYPES and type(value) not in _JSON_TYPES[hint]:
-        raise CheckpointError(
-            f"{name} in config.json is {value!r:.40}, no {hint.__name__}: convert the checkpoint again."
-        )
-    return tuple(value) if isinstance(value, list) else value
+    return typed(name, hint, value)

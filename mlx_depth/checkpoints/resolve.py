@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from mlx_depth.checkpoints import hub
 from mlx_depth.errors import ModelNotFoundError, OptionError
 from mlx_depth.registry import ModelSpec, find_model, find_published
+from mlx_depth.weights import first_bytes
 from mlx_depth.weights.choose import CONFIG, SAFETENSORS, holds_weights, instead_of, is_convertible, no_weights
 
 _HUB_HOSTS = ("huggingface.co", "hf.co")
@@ -214,8 +215,15 @@ def _local(path: Path, revision: str | None, file: str | None, convertible: bool
         if not holds_weights(names, convertible=convertible):
             raise ModelNotFoundError(no_weights(str(path), names))
     elif not (path.name.lower().endswith(SAFETENSORS) or (convertible and is_convertible(path.name))):
-        raise ModelNotFoundError(f"{path} is not a .safetensors file: {instead_of(path.name)}")
+        raise ModelNotFoundError(_other_file(path))
     return Resolved(path)
+
+
+def _other_file(path: Path) -> str:
+    """What a file is that is no safetensors file; a pointer or a web page is none of its suffix either."""
+    kind = first_bytes.GGUF if path.suffix.lower() == ".gguf" else first_bytes.TORCH
+    known = first_bytes.cause(path, kind) if is_convertible(path.name) and path.is_file() else None
+    return known or f"{path} is not a .safetensors file: {instead_of(str(path), path.name)}"
 
 
 def _near_names(path: Path) -> str:

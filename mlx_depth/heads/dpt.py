@@ -4,6 +4,7 @@ Upstream: ``depth_anything_v2/dpt.py`` and transformers' ``modeling_depth_anythi
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from mlx_depth.errors import CheckpointError
 from mlx_depth.nn import ops
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
 from mlx_depth.nn.resize import resize, resize_rows
+from mlx_depth.weights.config_values import check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule
 
 Resampling = Literal["up4", "up2", "keep", "down2"]
@@ -36,6 +38,12 @@ class DPTConfig:
     max_depth: float = 1.0  # factor after the activation; metres for sigmoid heads
 
     def __post_init__(self) -> None:
+        check_at_least(self, dict.fromkeys(("in_dim", "features", "out_channels", "hidden_channels", "patch_size"), 1))
+        if len(self.out_channels) != len(RESAMPLINGS) or not 0 < self.max_depth < math.inf:
+            raise CheckpointError(
+                f"a DPT head has {len(RESAMPLINGS)} out_channels and a max_depth above 0, not {self.out_channels} and "
+                f"{self.max_depth}: take the config.json of the original checkpoint."
+            )
         if self.features < 2:
             raise CheckpointError(
                 f"a DPT head cannot halve {self.features} features: take the config.json of the original checkpoint."

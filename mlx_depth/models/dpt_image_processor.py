@@ -1,11 +1,13 @@
 """transformers' ``DPTImageProcessor``, which DPT, Depth Anything and their relatives share: its file, and its rules."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.processor import Processor, Reference
+from mlx_depth.weights.config_values import MAX_INTEGER
 
 
 def read_processor(config: Mapping[str, Any]) -> Processor:
@@ -37,7 +39,7 @@ def follow_reference(processor: Processor, reference: Reference) -> Processor:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= MAX_INTEGER
 
 
 def _is_square(value: Any) -> bool:
@@ -45,7 +47,11 @@ def _is_square(value: Any) -> bool:
 
 
 def _are_three(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
+    return isinstance(value, list) and len(value) == 3 and all(_is_finite(number) for number in value)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 # Keys of preprocessor_config.json that Processor reads, and what their values have to be.

@@ -1,8 +1,10 @@
 """Which files make up a checkpoint: one decision, from names, for folders here and for repositories on the Hub."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import PurePath
 
 from mlx_depth.errors import CheckpointError, ModelNotFoundError
 from mlx_depth.weights.rules import listed
@@ -13,6 +15,9 @@ SAFETENSORS = ".safetensors"
 CONVERTIBLE = (".pth", ".pt", ".bin", ".ckpt", ".gguf")
 TORCH_WEIGHTS = "pytorch_model.bin"  # what transformers takes where there are no safetensors
 BESIDE = (CONFIG, PROCESSOR, "README*", "LICENSE*")  # what belongs to the weights, where it is there
+ADAPTER = (
+    "a LoRA adapter, not a whole model: merge it into its base first (peft's merge_and_unload, then save_pretrained)."
+)
 # What a training run leaves beside its weights, and what is no model of its own.
 _NOT_WEIGHTS = (
     "training_args.bin",
@@ -76,13 +81,16 @@ def _is_beside(name: str) -> bool:
 
 def no_weights(where: str, names: Sequence[str]) -> str:
     """Say that a folder or repository has no weights, and what to do instead."""
+    if any(name.startswith(("adapter_model", "adapter_config")) for name in names):
+        return f"{where} is {ADAPTER}"
     shown = ", ".join(sorted(names)[:8]) or "nothing"
-    return f"{where} has no *.safetensors (it holds {shown}): {instead_of(*sorted(names))}"
+    return f"{where} has no *.safetensors (it holds {shown}): {instead_of(where, *sorted(names))}"
 
 
-def instead_of(*names: str) -> str:
-    """The next step, for files that are no safetensors."""
+def instead_of(source: str, *names: str) -> str:
+    """The next step for files that are no safetensors, which a source as the user would write it has."""
     convertible = next((name for name in names if is_convertible(name) and not _is_beside(name)), None)
     if convertible is not None:
-        return f"convert {convertible} first (mlx-depth convert --help)."
+        out = f"{PurePath(convertible).stem}-mlx"
+        return f"convert {convertible} first (mlx-depth convert {shlex.quote(source)} {shlex.quote(out)})."
     return "name a folder, a file or a repository with a model's weights."

@@ -88,7 +88,7 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
     if unknown:
         raise CheckpointError(
             f"the checkpoint holds tensors that this model does not know: {listed(unknown)}. "
-            "Check that it is this model's, or download it again."
+            f"Check that it is this model's; mlx-depth convert --ignore '{unknown[0]:.100}' leaves a surplus one out."
         )
     return produced
 

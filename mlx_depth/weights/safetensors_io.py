@@ -10,7 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.weights import first_bytes
 from mlx_depth.weights.choose import INDEX, WEIGHTS, choose
+from mlx_depth.weights.first_bytes import cause, check_regular
 from mlx_depth.weights.rules import listed
 
 FORMAT = "mlx_depth/1"  # of config.json, and in the metadata of our files
@@ -34,6 +36,8 @@ _SAFETENSORS_TYPES = {
     mx.uint8: "U8",
     mx.bool_: "BOOL",
 }
+_READABLE = {*_SAFETENSORS_TYPES.values()} - {"F64"}
+MAX_JSON, MAX_DIGITS = 10 << 20, 400  # bytes of a file, digits of a number in it
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
@@ -54,14 +58,30 @@ def read_tensors(path: Path) -> dict[str, mx.array]:
 
 
 def load_file(file: Path) -> dict[str, mx.array]:
+    """Name to lazy array of one safetensors file; what is no such file is called what it is."""
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing: download the checkpoint again.")
+    check_regular(file)
     try:
-        with safe_open(file, framework="np"):  # checks the header against the file's size, which MLX does not
-            arrays = mx.load(str(file))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing: download the checkpoint again.") from error
+        # Checks the header against the file's size, which MLX does not.
+        with safe_open(file, framework="np") as header:
+            types = {name: header.get_slice(name).get_dtype() for name in header.keys()}  # noqa: SIM118
+        arrays = mx.load(str(file), format="safetensors") if {*types.values()} <= _READABLE else {}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged or no safetensors file ({error}): download it again.") from error
+        known = cause(file, first_bytes.SAFETENSORS)
+        damaged = f"{file} is damaged or no safetensors file ({error}): download it again."
+        raise CheckpointError(known or damaged) from error
+    _check_types(file, types)
     return cast(dict[str, mx.array], arrays)
+
+
+def _check_types(file: Path, types: Mapping[str, str]) -> None:
+    """MLX reads some types as others (8-bit floats as bytes) and others not at all."""
+    odd = [f"{name} is {kind}" for name, kind in types.items() if kind not in _READABLE]
+    if odd:
+        raise CheckpointError(
+            f"{file} holds tensors of types that MLX does not read ({listed(odd)}): save them as float32 or float16."
+        )
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -84,13 +104,28 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a regular file, within limits on its size, its nesting and the length of its numbers."""
+    check_regular(path)
+    with path.open("rb") as file:
+        text = file.read(MAX_JSON + 1)
+    if len(text) > MAX_JSON:
+        raise CheckpointError(f"{path} has more than {MAX_JSON >> 20} MB, too many for a config: download it again.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): download it again.") from error
+        data = json.loads(text.decode("utf-8"), parse_int=_whole_number)
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deeply for a config: download it again.") from error
+    except ValueError as error:  # of json, of the decoder and of int
+        known = cause(path, "JSON") if not text.lstrip().startswith((b"{", b"[")) else None
+        raise CheckpointError(known or f"{path} is not valid JSON ({error}): download it again.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object: download it again.")
     return data
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.weights.config_values import MAX_INTEGER
+from mlx_depth.weights.rules import listed
 
 # Attributes of transformers' PretrainedConfig: older files write them all out. None changes what a network computes.
 _GENERAL = frozenset(
@@ -94,14 +96,14 @@ def read_keys(
     unknown = sorted(set(data) - known)
     if unknown:
         raise CheckpointError(
-            f"{where} has keys that mlx-depth does not know: {', '.join(unknown)}. "
+            f"{where} has keys that mlx-depth does not know: {listed(unknown)}. "
             f"Take the file of the original checkpoint, or update mlx-depth. Known keys: "
             f"{', '.join(sorted({*defaults, *fixed}))}."
         )
     for key, value in fixed.items():
         if key in data and data[key] != value:
             raise CheckpointError(
-                f"{where}: {key} is {data[key]!r}, and only {value!r} is supported: this is another architecture. "
+                f"{where}: {key} is {data[key]!r:.60}, and only {value!r} is supported: this is another architecture. "
                 "Take the file of the original checkpoint, or another model."
             )
     return {**defaults, **{key: data[key] for key in defaults if key in data}}
@@ -120,7 +122,7 @@ def check_counts(where: str, values: Mapping[str, Any], lengths: Mapping[str, in
     for key, length in lengths.items():
         numbers = [values[key]] if length == 1 else values[key]
         fits = isinstance(numbers, (list, tuple)) and len(numbers) == length
-        if not fits or not all(type(number) is int and number > 0 for number in numbers):
+        if not fits or not all(type(number) is int and 0 < number <= MAX_INTEGER for number in numbers):
             wanted = "a whole number" if length == 1 else f"a list of {length} whole numbers"
             raise CheckpointError(
                 f"{where}: {key} is {values[key]!r:.40}, not {wanted} above 0: "

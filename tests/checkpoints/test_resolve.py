@@ -160,7 +160,7 @@ def test_folder_without_weights_says_what_it_holds(folder: Path) -> None:
 
 
 def test_file_that_is_no_safetensors(folder: Path) -> None:
-    (folder / "depth.gguf").touch()
+    (folder / "depth.gguf").write_bytes(b"GGUF" + bytes(20))
     with pytest.raises(ModelNotFoundError, match=r"not a \.safetensors file: convert depth\.gguf first"):
         resolve(folder / "depth.gguf")
 

@@ -55,7 +55,8 @@ def overwrite(path: Path, content: bytes) -> Path:
 
 
 def sharded(folder: Path, weight_map: dict[str, str]) -> Path:
-    (folder / WEIGHTS).unlink(missing_ok=True)  # it would be taken, index or not
+    """An index instead of the one file, which would be taken in its stead."""
+    (folder / WEIGHTS).rename(folder / "first.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return folder
 
@@ -97,6 +98,10 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty file": (lambda f: overwrite(f / WEIGHTS, b""), r"is damaged or no safetensors file .*: download it again"),
     "wrong magic": (
         lambda f: overwrite(f / WEIGHTS, b"<html>Not found</html>"),
+        r"is a web page \(HTML\), not a safetensors file: download the file itself",
+    ),
+    "unknown magic": (
+        lambda f: overwrite(f / WEIGHTS, b"\0\1\2\3" * 9),
         r"is damaged or no safetensors file .*: download it again",
     ),
     "truncated": (lambda f: truncated(f / WEIGHTS), r"is damaged or no safetensors file .*: download it again"),
@@ -124,7 +129,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "cyclic index": (
         lambda f: sharded(f, {NORM: INDEX}),
-        r"index\.json is damaged or no safetensors file .*download it",
+        r"index\.json is JSON text, not a safetensors file: name the weights themselves",
     ),
     "missing shard": (
         lambda f: sharded(f, {NORM: "model-00001-of-00002.safetensors"}),

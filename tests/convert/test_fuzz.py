@@ -17,8 +17,8 @@ from pathlib import Path
 import gguf
 import mlx.core as mx
 import pytest
+from mlx_depth_convert.sources import Source, torch_pickle
 from mlx_depth_convert.sources import gguf as gguf_source
-from mlx_depth_convert.sources import torch_pickle
 from support import require, seeded
 
 from mlx_depth.errors import MlxDepthError
@@ -69,9 +69,14 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+def read_all(source: Source) -> None:
+    for part in source.parts.values():
+        for lazy in part.tensors.values():
+            assert lazy.read().shape == lazy.shape
+
+
 def read_torch(path: Path) -> None:
-    for lazy in torch_pickle.read(path).tensors.values():
-        assert lazy.read().shape == lazy.shape
+    read_all(torch_pickle.read(path))
 
 
 def read_pickle(path: Path) -> None:
@@ -85,8 +90,7 @@ def read_pickle(path: Path) -> None:
 
 
 def read_gguf(path: Path) -> None:
-    for lazy in gguf_source.read(path).tensors.values():
-        assert lazy.read().shape == lazy.shape
+    read_all(gguf_source.read(path))
 
 
 def read_safetensors(path: Path) -> None:
@@ -173,7 +177,8 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-W", "ignore", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, timeout=SECONDS, capture_output=True, text=True, check=False

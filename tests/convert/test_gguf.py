@@ -2,7 +2,7 @@
 
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_depth_convert.sources import stage
-from mlx_depth_convert.sources.gguf import ENCODINGS, read
+from mlx_depth_convert.sources import LazyTensor, stage
+from mlx_depth_convert.sources.gguf import ENCODINGS, OTHER_TYPES, read
 from support import seeded
 
 from mlx_depth.errors import CheckpointError
@@ -53,6 +53,10 @@ def written(path: Path, tensors: dict[str, tuple[np.ndarray, Type]], metadata: d
     return path
 
 
+def tensors_of(path: Path) -> Mapping[str, LazyTensor]:
+    return read(path).parts[""].tensors
+
+
 def floats(kind: Type = Type.F32) -> dict[str, tuple[np.ndarray, Type]]:
     dtype = np.float16 if kind == Type.F16 else np.float32
     return {name: (seeded(name, shape).astype(dtype), kind) for name, shape in SHAPES.items()}
@@ -61,10 +65,10 @@ def floats(kind: Type = Type.F32) -> dict[str, tuple[np.ndarray, Type]]:
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16])
 def test_floats_keep_names_axes_and_bits(tmp_path: Path, kind: Type) -> None:
     tensors = floats(kind)
-    source = read(written(tmp_path / "a.gguf", tensors, METADATA))
-    assert list(source.tensors) == list(SHAPES)
+    found = tensors_of(written(tmp_path / "a.gguf", tensors, METADATA))
+    assert list(found) == list(SHAPES)
     for name, (expected, _) in tensors.items():
-        lazy = source.tensors[name]
+        lazy = found[name]
         assert (lazy.shape, lazy.dtype) == (SHAPES[name], str(expected.dtype))
         np.testing.assert_array_equal(np.array(lazy.read()), expected)
 
@@ -79,7 +83,7 @@ def test_metadata_as_plain_values(tmp_path: Path) -> None:
 def test_bfloat16(tmp_path: Path) -> None:
     values = seeded("bfloat16", (3, 5))
     packed = gguf.quants.quantize(values, Type.BF16)
-    lazy = read(written(tmp_path / "a.gguf", {"a": (packed, Type.BF16)}, {})).tensors["a"]
+    lazy = tensors_of(written(tmp_path / "a.gguf", {"a": (packed, Type.BF16)}, {}))["a"]
     assert (lazy.shape, lazy.dtype) == ((3, 5), "bfloat16")
     expected = np.array(mx.array(values).astype(mx.bfloat16).astype(mx.float32))
     np.testing.assert_array_equal(np.array(lazy.read().astype(mx.float32)), expected)
@@ -88,7 +92,7 @@ def test_bfloat16(tmp_path: Path) -> None:
 def test_q8_0_within_half_a_step(tmp_path: Path) -> None:
     values = seeded("q8_0", (5, 64))
     packed = gguf.quants.quantize(values, Type.Q8_0)
-    lazy = read(written(tmp_path / "a.gguf", {"a": (packed, Type.Q8_0)}, {})).tensors["a"]
+    lazy = tensors_of(written(tmp_path / "a.gguf", {"a": (packed, Type.Q8_0)}, {}))["a"]
     assert (lazy.shape, lazy.dtype) == ((5, 64), "float32")
     error = np.abs(np.array(lazy.read()) - values).reshape(5, 2, 32)
     step = np.abs(values).reshape(5, 2, 32).max(-1, keepdims=True) / 127
@@ -138,7 +142,7 @@ def test_k_quants(tmp_path: Path, make: Callable[[np.random.RandomState], tuple[
     blocks = [make(random) for _ in range(3 * 2)]
     packed = np.frombuffer(b"".join(block for block, _ in blocks), np.uint8).reshape(3, -1)
     kind = Type[make.__name__.upper()]
-    lazy = read(written(tmp_path / "a.gguf", {"a": (packed, kind)}, {})).tensors["a"]
+    lazy = tensors_of(written(tmp_path / "a.gguf", {"a": (packed, kind)}, {}))["a"]
     assert (lazy.shape, lazy.dtype) == ((3, 512), "float32")
     expected = np.concatenate([values.ravel() for _, values in blocks]).reshape(3, 512)
     np.testing.assert_array_equal(np.array(lazy.read()), expected)
@@ -152,11 +156,11 @@ def test_sizes_are_those_of_ggml() -> None:
 
 def test_staged_file_holds_the_same_tensors(tmp_path: Path) -> None:
     tensors = floats() | {"q": (gguf.quants.quantize(seeded("q", (2, 32)), Type.Q8_0), Type.Q8_0)}
-    source = read(written(tmp_path / "a.gguf", tensors, {}))
-    stage(source, tmp_path / "a.safetensors")
+    found = tensors_of(written(tmp_path / "a.gguf", tensors, {}))
+    stage(found, tmp_path / "a.safetensors")
     staged = mx.load(str(tmp_path / "a.safetensors"))
     assert isinstance(staged, dict)
-    for name, lazy in source.tensors.items():
+    for name, lazy in found.items():
         np.testing.assert_array_equal(np.array(staged[name]), np.array(lazy.read()))
 
 
@@ -173,7 +177,7 @@ def test_other_alignment(tmp_path: Path) -> None:
     source = read(tmp_path / "a.gguf")
     assert source.metadata["general.alignment"] == 256
     for name, (array, _) in tensors.items():
-        np.testing.assert_array_equal(np.array(source.tensors[name].read()), array)
+        np.testing.assert_array_equal(np.array(source.parts[""].tensors[name].read()), array)
 
 
 # By hand: what the package does not write
@@ -195,14 +199,14 @@ def test_tensor_that_ggml_rewrote_without_its_front_axes(tmp_path: Path) -> None
     """depth-anything.cpp's quantizer stores ``vit.pos_embed`` (1, 5, 8) with two axes: the container says so."""
     path = tmp_path / "a.gguf"
     path.write_bytes(header(tensors=tensor("a", (8, 5)), tensor_count=1).ljust(96, b"\0") + bytes(160))
-    assert read(path).tensors["a"].shape == (5, 8)
+    assert tensors_of(path)["a"].shape == (5, 8)
 
 
 def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     entries = tensor("scalar", ()) + tensor("empty", (4, 0))
     path.write_bytes(header(tensors=entries, tensor_count=2).ljust(128, b"\0") + struct.pack("<f", 2.5))
-    tensors = read(path).tensors
+    tensors = tensors_of(path)
     assert tensors["scalar"].read().item() == 2.5
     assert tensors["empty"].read().shape == (0, 4)
 
@@ -211,7 +215,6 @@ BAD = {
     "empty": b"",
     "magic": b"GGML" + bytes(40),
     "version 1": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
-    "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     "2**63 metadata values": header(value_count=2**63),
     "2**63 tensors": header(tensor_count=2**63),
     "string that claims 8 EB": header(struct.pack("<Q", 2**63), 1),
@@ -233,6 +236,15 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_big_endian_files_are_called_so(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack(">IQQ", version, 0, 0))
+    with pytest.raises(CheckpointError, match=r"a\.gguf: .*big-endian.*: export it again") as caught:
+        read(path)
+    assert "damaged" not in str(caught.value)
+
+
 @pytest.mark.parametrize("case", list(BAD))
 def test_damaged_files(tmp_path: Path, case: str) -> None:
     path = tmp_path / "a.gguf"
@@ -250,11 +262,43 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
             read(path)
 
 
-def test_type_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", sorted(OTHER_TYPES))
+def test_type_that_cannot_be_read_is_named(tmp_path: Path, number: int) -> None:
     path = tmp_path / "a.gguf"
-    path.write_bytes(header(tensors=tensor("weights", (32,), kind=2), tensor_count=1) + bytes(99))
-    with pytest.raises(CheckpointError, match=r"'weights' has the ggml type 2; readable are F32, F16, Q8_0"):
+    path.write_bytes(header(tensors=tensor("weights", (32,), kind=number), tensor_count=1) + bytes(99))
+    name = OTHER_TYPES[number]
+    with pytest.raises(CheckpointError, match=rf"'weights' has the ggml type {name}; readable are F32, F16, Q4_0"):
         read(path)
+    assert Type._value2member_map_.get(number, Type.F32).name in (name, "F32")
+
+
+def test_a_type_of_the_future_is_told_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(header(tensors=tensor("weights", (32,), kind=999), tensor_count=1) + bytes(99))
+    with pytest.raises(CheckpointError, match=r"'weights' has the ggml type 999; readable are"):
+        read(path)
+
+
+QUANTIZED = [number for number, encoding in ENCODINGS.items() if encoding.quantized]
+
+
+@pytest.mark.parametrize("number", QUANTIZED, ids=[ENCODINGS[number].name for number in QUANTIZED])
+def test_every_block_type_gives_what_the_package_expands(tmp_path: Path, number: int) -> None:
+    """Random blocks, with scales that are finite; rows of two blocks."""
+    encoding = ENCODINGS[number]
+    packed = np.random.RandomState(number).randint(0, 60, (3, 2 * encoding.nbytes)).astype(np.uint8)
+    lazy = tensors_of(written(tmp_path / "a.gguf", {"a": (packed, Type(number))}, {}))["a"]
+    expected = gguf.quants.dequantize(packed, Type(number))
+    assert (lazy.shape, lazy.dtype) == ((3, 2 * encoding.block), "float32")
+    assert np.isfinite(expected).all()
+    assert len(np.unique(expected)) > 4, "values that do not vary prove nothing"
+    np.testing.assert_array_equal(np.array(lazy.read()), expected)
+
+
+def test_nothing_that_the_package_expands_is_refused() -> None:
+    expanded = {int(kind) for kind in gguf.quants._type_traits}
+    assert expanded - ENCODINGS.keys() <= OTHER_TYPES.keys()
+    assert {OTHER_TYPES[number] for number in expanded - ENCODINGS.keys()} <= {"NVFP4"}
 
 
 def test_only_quantized_files_need_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +306,7 @@ def test_only_quantized_files_need_the_package(tmp_path: Path, monkeypatch: pyte
     packed = gguf.quants.quantize(seeded("q", (2, 32)), Type.Q8_0)
     quantized = written(tmp_path / "quantized.gguf", {"q": (packed, Type.Q8_0)}, {})
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert read(plain).tensors["vit.blk.0.ls1"].read().shape == (8,)
+    assert tensors_of(plain)["vit.blk.0.ls1"].read().shape == (8,)
     with pytest.raises(CheckpointError, match=r"pip install 'mlx-depth\[gguf\]'"):
         read(quantized)
 

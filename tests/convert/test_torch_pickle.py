@@ -8,18 +8,19 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_depth_convert.sources import stage
+from mlx_depth_convert.sources import LazyTensor, stage
 from mlx_depth_convert.sources.torch_pickle import LEGACY_MAGIC, LEGACY_PROTOCOL, read
 from support import require, seeded
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.weights.prefixes import find_model
 
 torch = require("reference", "torch")
 ZIP, LEGACY = {}, {"_use_new_zipfile_serialization": False}
@@ -29,6 +30,13 @@ FORMATS = pytest.mark.parametrize("options", [ZIP, LEGACY], ids=["zip", "legacy"
 def saved(path: Path, content: object, options: dict[str, Any]) -> Path:
     torch.save(content, path, **options)
     return path
+
+
+def tensors_of(path: Path) -> Mapping[str, LazyTensor]:
+    """The tensors of a file that holds them at the top and nowhere else."""
+    (part,) = read(path).parts.items()
+    assert part[0] == ""
+    return part[1].tensors
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
@@ -61,10 +69,10 @@ def every_kind() -> dict[str, Any]:
 @FORMATS
 def test_reads_what_torch_saved(tmp_path: Path, options: dict[str, Any]) -> None:
     tensors = every_kind()
-    source = read(saved(tmp_path / "a.pth", tensors, options))
-    assert list(source.tensors) == list(tensors)
+    found = tensors_of(saved(tmp_path / "a.pth", tensors, options))
+    assert list(found) == list(tensors)
     for name, expected in tensors.items():
-        lazy = source.tensors[name]
+        lazy = found[name]
         array = lazy.read()
         assert (lazy.shape, lazy.dtype) == (tuple(expected.shape), str(expected.dtype).removeprefix("torch.")), name
         assert array.dtype == getattr(mx, "bool_" if lazy.dtype == "bool" else lazy.dtype), name
@@ -79,8 +87,9 @@ def test_module_state_dict_with_its_metadata(tmp_path: Path, options: dict[str, 
     assert isinstance(state, OrderedDict)
     assert state._metadata
     source = read(saved(tmp_path / "a.pth", state, options))
-    assert source.metadata == {"unwrapped": [], "skipped": []}
-    assert {name: lazy.shape for name, lazy in source.tensors.items()} == {
+    assert list(source.parts) == [""]
+    assert source.parts[""].beside == ()
+    assert {name: lazy.shape for name, lazy in source.parts[""].tensors.items()} == {
         name: tuple(tensor.shape) for name, tensor in state.items()
     }
 
@@ -100,28 +109,28 @@ def test_unwraps_training_checkpoints_and_says_what_it_skipped(tmp_path: Path, o
         "dtype": torch.float16,
     }
     source = read(saved(tmp_path / "a.pth", {"state_dict": content}, options))
-    assert list(source.tensors) == ["weight", "bias"]
-    assert source.metadata == {
-        "unwrapped": ["state_dict", "model"],
-        "skipped": ["optimizer", "epoch", "best", "device", "dtype"],
-    }
-    np.testing.assert_array_equal(np.array(source.tensors["weight"].read()), network.weight.detach().numpy())
+    names = {key: list(part.tensors) for key, part in source.parts.items()}
+    found = find_model(names, lambda key, names: {*names} == {"weight", "bias"}, where="a.pth")
+    assert (found.key, found.names) == ("state_dict.model", {"weight": "module.weight", "bias": "module.bias"})
+    assert source.parts[found.key].beside == ("optimizer", "epoch", "best", "device", "dtype")
+    weight = source.parts[found.key].tensors["module.weight"].read()
+    np.testing.assert_array_equal(np.array(weight), network.weight.detach().numpy())
 
 
 def test_lists_entries_beside_the_tensors(tmp_path: Path) -> None:
     content = {"a": torch.ones(1), "epoch": 3, "optimizer": {"state": {}}}
-    assert read(saved(tmp_path / "a.pth", content, ZIP)).metadata["skipped"] == ["epoch", "optimizer"]
+    assert read(saved(tmp_path / "a.pth", content, ZIP)).parts[""].beside == ("epoch", "optimizer")
 
 
 def test_keeps_module_prefix_that_not_all_names_share(tmp_path: Path) -> None:
     content = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert list(read(saved(tmp_path / "a.pth", content, ZIP)).tensors) == ["module.a", "b"]
+    assert list(tensors_of(saved(tmp_path / "a.pth", content, ZIP))) == ["module.a", "b"]
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_all_binary_pickle_protocols(tmp_path: Path, protocol: int) -> None:
     path = saved(tmp_path / "a.pth", {"a": torch.arange(3)}, {"pickle_protocol": protocol})
-    np.testing.assert_array_equal(np.array(read(path).tensors["a"].read()), [0, 1, 2])
+    np.testing.assert_array_equal(np.array(tensors_of(path)["a"].read()), [0, 1, 2])
 
 
 def test_big_endian_storages(tmp_path: Path) -> None:
@@ -131,14 +140,14 @@ def test_big_endian_storages(tmp_path: Path) -> None:
         "data/0": lambda raw: np.frombuffer(raw, "<f4").astype(">f4").tobytes(),
         "data/1": lambda raw: raw[::-1],
     }
-    tensors = read(repacked(path, change=swapped)).tensors
+    tensors = tensors_of(repacked(path, change=swapped))
     np.testing.assert_array_equal(np.array(tensors["a"].read()), [1, 2])
     np.testing.assert_array_equal(np.array(tensors["b"].read().astype(mx.float32)), [3])
 
 
 def test_archive_whose_root_is_a_nested_folder(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", {"a": torch.arange(3)}, ZIP)
-    assert list(read(repacked(path, rename=lambda name: f"some/where/{name}")).tensors) == ["a"]
+    assert list(tensors_of(repacked(path, rename=lambda name: f"some/where/{name}"))) == ["a"]
 
 
 def test_checksums_that_torch_left_out(tmp_path: Path) -> None:
@@ -147,13 +156,13 @@ def test_checksums_that_torch_left_out(tmp_path: Path) -> None:
         path = saved(tmp_path / "a.pth", {"a": torch.arange(3)}, ZIP)
     finally:
         torch.serialization.set_crc32_options(True)
-    np.testing.assert_array_equal(np.array(read(path).tensors["a"].read()), [0, 1, 2])
+    np.testing.assert_array_equal(np.array(tensors_of(path)["a"].read()), [0, 1, 2])
 
 
 @FORMATS
 def test_staged_file_holds_the_same_tensors(tmp_path: Path, options: dict[str, Any]) -> None:
     floats = {name: tensor for name, tensor in every_kind().items() if tensor.is_floating_point()}
-    stage(read(saved(tmp_path / "a.pth", floats, options)), tmp_path / "a.safetensors")
+    stage(tensors_of(saved(tmp_path / "a.pth", floats, options)), tmp_path / "a.safetensors")
     staged = mx.load(str(tmp_path / "a.safetensors"))
     assert isinstance(staged, dict)
     assert staged.keys() == floats.keys()
@@ -172,7 +181,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source = read(Path({str(path)!r}))
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 assert grown * (1 if sys.platform == "darwin" else 1024) < 8 << 20, grown
-assert float(source.tensors["t0"].read().sum()) == 0
+assert float(source.parts[""].tensors["t0"].read().sum()) == 0
 assert not {{"torch", "transformers"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -327,7 +336,7 @@ def test_tensors_that_cannot_be(tmp_path: Path, case: str) -> None:
 def test_the_same_tensor_made_right(tmp_path: Path) -> None:
     good = (storage(), 0, (4,), (1,), False, OrderedDict())
     path = archive(tmp_path / "a.pth", placed({"a": Rebuilt(*good)}), {"0": bytes(16)})
-    np.testing.assert_array_equal(np.array(read(path).tensors["a"].read()), np.zeros(4))
+    np.testing.assert_array_equal(np.array(tensors_of(path)["a"].read()), np.zeros(4))
 
 
 BAD_PICKLES = {

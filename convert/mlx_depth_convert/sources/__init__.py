@@ -1,7 +1,7 @@
 """Readers of foreign containers: names and layout unchanged, tensors left on disk until they are read."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ class LazyTensor:
     """A tensor whose shape and type are known and whose values are still on disk."""
 
     shape: tuple[int, ...]
-    dtype: str  # as MLX names it: float32, float16, bfloat16, int64 …
+    dtype: str  # as MLX names it: float32, float16, bfloat16, int64 …; else what it is, and reading it is an error
     bits: Callable[[], np.ndarray]  # reads the values; bfloat16 as uint16, which NumPy has
 
     def read(self) -> mx.array:
@@ -26,24 +26,32 @@ class LazyTensor:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The tensors that lie together in a container, such as one dict of a pickle."""
+
+    tensors: Mapping[str, LazyTensor]
+    beside: tuple[str, ...] = ()  # keys of what lies next to them and on the way to them
+
+
+@dataclass(frozen=True)
 class Source:
     """What a container holds, under its own names and in its own axis order."""
 
-    tensors: Mapping[str, LazyTensor]
-    metadata: Mapping[str, Any]
+    parts: Mapping[str, Part]  # by dotted key; "" is the top, and all there is in a flat container
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def stage(source: Source, path: Path) -> None:
-    """Write a source's tensors to a safetensors file, one after the other, so that memory holds one at a time.
+def stage(tensors: Mapping[str, LazyTensor], path: Path) -> None:
+    """Write tensors to a safetensors file, one after the other, so that memory holds one at a time.
 
     MLX reads that file lazily, which it does for no array made from Python: everything that works on Hub files then
-    works on this source, too.
+    works on these tensors, too.
 
     Args:
-        source: What a reader returned.
+        tensors: From a reader, under the names that the file is to have.
         path: The file to write.
     """
-    write_safetensors(path, _Arrays(source.tensors), {})
+    write_safetensors(path, _Arrays(tensors), {})
 
 
 class _Arrays(Mapping[str, mx.array]):

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth_convert.sources import LazyTensor, Source
+from mlx_depth.weights import first_bytes
+from mlx_depth.weights.first_bytes import cause, check_regular
+from mlx_depth_convert.sources import LazyTensor, Part, Source
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -39,15 +41,42 @@ class _Encoding:
         return self.block > 1
 
 
-# The types that depth-anything.cpp writes, by their number in ggml's `enum ggml_type`.
+# By their number in ggml's `enum ggml_type`: those that a file stores plainly or the gguf package expands.
 ENCODINGS = {
     0: _Encoding("F32", 1, 4),
     1: _Encoding("F16", 1, 2, "float16"),
+    2: _Encoding("Q4_0", 32, 18),
+    3: _Encoding("Q4_1", 32, 20),
+    6: _Encoding("Q5_0", 32, 22),
+    7: _Encoding("Q5_1", 32, 24),
     8: _Encoding("Q8_0", 32, 34),
+    10: _Encoding("Q2_K", 256, 84),
+    11: _Encoding("Q3_K", 256, 110),
     12: _Encoding("Q4_K", 256, 144),
     13: _Encoding("Q5_K", 256, 176),
     14: _Encoding("Q6_K", 256, 210),
+    16: _Encoding("IQ2_XXS", 256, 66),
+    17: _Encoding("IQ2_XS", 256, 74),
+    18: _Encoding("IQ3_XXS", 256, 98),
+    19: _Encoding("IQ1_S", 256, 50),
+    20: _Encoding("IQ4_NL", 32, 18),
+    21: _Encoding("IQ3_S", 256, 110),
+    22: _Encoding("IQ2_S", 256, 82),
+    23: _Encoding("IQ4_XS", 256, 136),
+    24: _Encoding("I8", 1, 1, "int8"),
+    25: _Encoding("I16", 1, 2, "int16"),
+    26: _Encoding("I32", 1, 4, "int32"),
+    27: _Encoding("I64", 1, 8, "int64"),
+    29: _Encoding("IQ1_M", 256, 56),
     30: _Encoding("BF16", 1, 2, "bfloat16"),
+    34: _Encoding("TQ1_0", 256, 54),
+    35: _Encoding("TQ2_0", 256, 66),
+    39: _Encoding("MXFP4", 32, 17),
+}
+# Those that are not read: no tool writes weights in them any more, or the package does not expand them.
+OTHER_TYPES = {
+    **{4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 28: "F64", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"},
+    **{36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 40: "NVFP4", 41: "Q1_0"},
 }
 
 
@@ -55,14 +84,15 @@ def read(path: Path) -> Source:
     """Read a GGUF file's names, shapes and metadata; the values stay on disk.
 
     Args:
-        path: A little-endian GGUF file, version 2 or 3, with F32, F16, BF16, Q8_0, Q4_K, Q5_K or Q6_K tensors.
+        path: A little-endian GGUF file, version 2 or 3, with tensors of the types in ``ENCODINGS``.
     Returns:
-        The tensors, their axes in PyTorch's order (GGUF lists them reversed), quantized ones as float32; the metadata
-        as plain Python values. ggml drops axes of length 1 in front when it rewrites a file, so a tensor may have
-        fewer axes than its writer gave it.
+        One part with the tensors, their axes in PyTorch's order (GGUF lists them reversed), quantized ones as float32;
+        the metadata as plain Python values. ggml drops axes of length 1 in front when it rewrites a file, so a tensor
+        may have fewer axes than its writer gave it.
     Raises:
         CheckpointError: If the file is damaged, holds another type, or is quantized and ``gguf`` is not installed.
     """
+    check_regular(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -76,13 +106,14 @@ def read(path: Path) -> Source:
             raise ValueError(f"the alignment {alignment!r:.40} is no power of two")
         start = -(-cursor.tell() // alignment) * alignment
         tensors = {name: _lazy(path, size, start, entry) for name, entry in entries.items()}
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged or no GGUF file ({error}): download it again.") from error
+        damaged = f"{path} is damaged or no GGUF file ({error}): download it again."
+        raise CheckpointError(cause(path, first_bytes.GGUF) or damaged) from error
     if any(entry.encoding.quantized for entry in entries.values()):
         _dequantizer(path)
-    return Source(tensors, metadata)
+    return Source({"": Part(tensors)}, metadata)
 
 
 @dataclass(frozen=True)
@@ -100,6 +131,8 @@ def _read_header(cursor: "_Cursor") -> tuple[dict[str, Any], dict[str, _Entry]]:
     if cursor.take(4) != MAGIC:
         raise ValueError("it does not begin with GGUF")
     version = cursor.number("<I")
+    if version and not version & 0xFFFF:
+        raise CheckpointError("this GGUF file is big-endian, and only little-endian ones are read: export it again.")
     if version not in VERSIONS:
         raise ValueError(f"version {version}; readable are little-endian files of version 2 and 3")
     tensor_count, value_count = cursor.number("<Q"), cursor.number("<Q")
@@ -127,7 +160,8 @@ def _read_entry(cursor: "_Cursor", name: str) -> _Entry:
     if kind not in ENCODINGS:
         known = ", ".join(encoding.name for encoding in ENCODINGS.values())
         raise CheckpointError(
-            f"{name!r:.60} has the ggml type {kind}; readable are {known}. Quantize the float file to one of these."
+            f"{name!r:.60} has the ggml type {OTHER_TYPES.get(kind, kind)}; readable are {known}. "
+            "Quantize the float file to one of these."
         )
     encoding = ENCODINGS[kind]
     if max(shape, default=1) > MAX_SIDE or (encoding.quantized and (not shape or shape[-1] % encoding.block)):
@@ -162,7 +196,14 @@ def _dequantizer(path: Path) -> Callable[[np.ndarray, str], np.ndarray]:
         from gguf.quants import dequantize
     except ImportError as error:
         raise CheckpointError(f"{path} is quantized: pip install 'mlx-depth[gguf]' to read it.") from error
-    return lambda rows, name: dequantize(rows, GGMLQuantizationType[name])
+
+    def expand(rows: np.ndarray, name: str) -> np.ndarray:
+        try:
+            return np.asarray(dequantize(rows, GGMLQuantizationType[name]))
+        except (KeyError, NotImplementedError) as error:
+            raise CheckpointError(f"{path}: your gguf package does not expand {name}: pip install -U gguf.") from error
+
+    return expand
 
 
 _STRING, _ARRAY = 8, 9

@@ -1,101 +1,70 @@
-"""PyTorch checkpoints (``.pth``, ``.pt``, ``.bin``) without PyTorch and without running what is in them.
+"""PyTorch checkpoints (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) without PyTorch and without running what is in them.
 
-A small interpreter follows the pickle's opcodes; it imports nothing and calls nothing, so a global that is not listed
-here is only a name in an error. Formats as in ``torch/serialization.py``: the zip archive (torch >= 1.6) and the
-older stream of pickles followed by raw storages.
+Formats as in ``torch/serialization.py``: the zip archive (torch >= 1.6) and the older stream of pickles followed by raw
+storages. ``pickle_machine`` follows the pickles.
 """
 
 import io
-import math
-import pickletools
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NoReturn
 
 import numpy as np
 
 from mlx_depth.errors import CheckpointError
+from mlx_depth.weights import first_bytes
+from mlx_depth.weights.first_bytes import cause, check_regular
 from mlx_depth.weights.rules import listed
-from mlx_depth_convert.sources import LazyTensor, Source
+from mlx_depth_convert.sources import LazyTensor, Part, Source
+from mlx_depth_convert.sources.pickle_machine import Machine, interpret
+from mlx_depth_convert.sources.torch_objects import Inert, OddTensor, Tensor
 
 ZIP_MAGIC, LOCAL_HEADER = b"PK\x03\x04", 30  # bytes before a member's name
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MAX_PICKLE = 4 << 20  # bytes; the pickle of a 500-tensor model takes about 100 kB
-MAX_DIMS, MAX_SIDE = 32, 2**31 - 1  # NumPy's rank before 2.0, and MLX's longest axis
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep the weights
-PARALLEL = "module."  # what DataParallel puts before every name
-
-DTYPES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-_STORAGES = {f"{module}.{name}": dtype for module in ("torch", "torch.cuda") for name, dtype in DTYPES.items()}
-_TYPES = {
-    f"torch.{name}" for name in (*DTYPES.values(), "float", "double", "half", "long", "int", "float64", "complex64")
-}
+MAX_PICKLE = 32 << 20  # bytes; that of a 500-tensor model takes about 100 kB, arrays beside it lie in it whole
+MAX_DEPTH = 6  # dicts and lists around the tensors
+SHOWN = 20  # keys beside the tensors that are told
 
 
 def read(path: Path) -> Source:
     """Read a PyTorch checkpoint's names, shapes and types; the values stay on disk.
 
     Args:
-        path: A file written by ``torch.save``: a state dict, or a dict that holds one under ``state_dict``,
-            ``model_state_dict`` or ``model``. A ``module.`` that all names share is removed.
+        path: A file written by ``torch.save``: a state dict, or a dict or list that holds one at any key.
     Returns:
-        The tensors, and in the metadata ``unwrapped`` (the keys gone through) and ``skipped`` (entries that are no
-        tensors, such as the optimizer's state).
+        A part for each dict that holds tensors. Objects that are neither tensors nor plain containers are never made:
+        what lies in them is not found.
     Raises:
-        CheckpointError: If the file is damaged, or its pickle asks for anything but tensors and plain containers.
+        CheckpointError: If the file is damaged, or its tensors can be reached only by running what is in it.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-            root, regions = _read_zip(file, path) if is_zip else _read_legacy(file, path)
+            machine = Machine()
+            root, regions = _read_zip(file, path, machine) if is_zip else _read_legacy(file, path, machine)
+        parts = {key: _part(path, tree, beside, regions) for key, tree, beside in _trees(root)}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}): check the path.") from error
-    tree, unwrapped, skipped = _unwrap(root, path)
-    found = {name: value for name, value in tree.items() if isinstance(name, str) and isinstance(value, _Tensor)}
-    if not found:
-        keys = listed(f"{key!r:.60}" for key in tree)
-        raise CheckpointError(f"{path} holds no tensors by name (its keys: {keys}). Save the model's state_dict().")
-    skipped += [f"{key!s:.60}" for key in tree if key not in found]
-    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in found) else ""
-    tensors = {name.removeprefix(prefix): _lazy(path, tensor, regions) for name, tensor in found.items()}
-    return Source(tensors, {"unwrapped": unwrapped, "skipped": skipped})
+    except _RefusedError:
+        raise
+    except CheckpointError as error:
+        if known := cause(path, first_bytes.TORCH):
+            raise CheckpointError(known) from error
+        raise
+    if not parts:
+        raise CheckpointError(cause(path, first_bytes.TORCH) or _without_tensors(path, root, machine))
+    return Source(parts)
 
 
-@dataclass(frozen=True)
-class _Global:
-    """An allowed name of the pickle, never the thing itself."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: str
-    count: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+class _RefusedError(CheckpointError):
+    """A pickle that was followed to its end and has no weights that can be reached."""
 
 
 @dataclass(frozen=True)
@@ -107,61 +76,114 @@ class _Region:
     order: Literal["<", ">"] = "<"
 
 
-def _unwrap(root: Any, path: Path) -> tuple[dict[Any, Any], list[str], list[str]]:
-    """The dict of tensors, the keys that lead to it, and the other keys met on the way."""
-    unwrapped: list[str] = []
-    skipped: list[str] = []
-    while isinstance(root, dict) and not any(isinstance(value, _Tensor) for value in root.values()):
-        key = next((key for key in WRAPPERS if isinstance(root.get(key), dict) and key not in unwrapped), None)
-        if key is None:
-            break
-        unwrapped.append(key)
-        skipped += [f"{other!s:.60}" for other in root if other != key]
-        root = root[key]
-    if not isinstance(root, dict):
-        raise CheckpointError(f"{path} holds no dict of tensors: save the model's state_dict().")
-    return root, unwrapped, skipped
+# What the pickle made
 
 
-def _lazy(path: Path, tensor: _Tensor, regions: Mapping[str, _Region]) -> LazyTensor:
+def _trees(root: Any) -> Iterator[tuple[str, dict[Any, Any], tuple[str, ...]]]:
+    """Each dict that holds tensors by name, after its dotted key, before the keys next to it and on the way to it."""
+    seen: set[int] = set()
+    level: list[tuple[str, Any, tuple[tuple[Any, Any], ...]]] = [("", root, ())]
+    for _ in range(MAX_DEPTH):
+        deeper: list[tuple[str, Any, tuple[tuple[Any, Any], ...]]] = []
+        for key, node, way in level:
+            if type(node) not in (dict, list, tuple) or id(node) in seen:
+                continue
+            seen.add(id(node))
+            items = node.items() if type(node) is dict else enumerate(node)
+            inner = [(name, value) for name, value in items if type(value) in (dict, list, tuple) and value]
+            deeper += [(f"{key}.{name}".removeprefix("."), value, (*way, (node, name))) for name, value in inner]
+            if type(node) is dict and any(_is_tensor(name, value) for name, value in node.items()):
+                yield key, node, _beside(node, way)
+        level = deeper
+
+
+def _beside(node: Mapping[Any, Any], way: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
+    """The first keys that do not lead to a dict, and those in it that hold no tensors."""
+    own = islice((name for name, value in node.items() if not _is_tensor(name, value)), SHOWN)
+    return tuple(f"{name!s:.60}" for name in chain(*(_others(around, name) for around, name in way), own))
+
+
+def _others(around: Any, name: Any) -> Iterator[Any]:
+    keys = around if type(around) is dict else range(len(around))
+    return islice((other for other in keys if other != name), SHOWN)
+
+
+def _is_tensor(name: Any, value: Any) -> bool:
+    return type(name) is str and isinstance(value, (Tensor, OddTensor))
+
+
+def _part(path: Path, tree: Mapping[Any, Any], beside: tuple[str, ...], regions: Mapping[str, _Region]) -> Part:
+    return Part(
+        {name: _lazy(path, name, value, regions) for name, value in tree.items() if _is_tensor(name, value)}, beside
+    )
+
+
+def _without_tensors(path: Path, root: Any, machine: Machine) -> str:
+    if machine.asked or isinstance(root, Inert):
+        asked = listed(f"{name!r}" for name in dict.fromkeys(machine.asked or [root.name]))
+        return (
+            f"{path} is refused: its pickle asks for {asked}, which plain weights never need and which may run code. "
+            "Get the weights as .safetensors, or have their owner save only the model's state_dict()."
+        )
+    keys = listed(f"{key!r:.60}" for key in root) if isinstance(root, dict) else f"a {type(root).__name__}"
+    return f"{path} holds no tensors by name (its keys: {keys}). Save the model's state_dict()."
+
+
+def _lazy(path: Path, name: str, tensor: Tensor | OddTensor, regions: Mapping[str, _Region]) -> LazyTensor:
+    if isinstance(tensor, OddTensor):
+        return LazyTensor((), tensor.kind, partial(_refuse, path, name, tensor.kind))
     region = regions.get(tensor.storage.key)
-    if region is None or region.size != tensor.storage.count * _dtype(tensor.storage.dtype).itemsize:
+    if region is None or region.size != tensor.storage.nbytes:
         raise _damaged(path, f"the storage {tensor.storage.key!r:.60} is missing or has another size than declared")
-    return LazyTensor(tensor.shape, tensor.storage.dtype, partial(_bits, path, tensor, region))
+    dtype = "float32" if tensor.storage.dtype == "float64" else tensor.storage.dtype
+    return LazyTensor(tensor.shape, dtype, partial(_bits, path, tensor, region))
 
 
-def _bits(path: Path, tensor: _Tensor, region: _Region) -> np.ndarray:
-    dtype = _dtype(tensor.storage.dtype)
+def _refuse(path: Path, name: str, kind: str) -> NoReturn:
+    raise CheckpointError(
+        f"{path}: {name:.100} is a tensor that is not read ({kind:.60}): save the model's state_dict() with plain "
+        "floating-point tensors."
+    )
+
+
+def _bits(path: Path, tensor: Tensor, region: _Region) -> np.ndarray:
+    dtype = np.dtype("uint16" if tensor.storage.dtype == "bfloat16" else tensor.storage.dtype)
+    read_as = np.dtype("float32") if dtype == np.float64 else dtype
     if 0 in tensor.shape:
-        return np.zeros(tensor.shape, dtype)
+        return np.zeros(tensor.shape, read_as)
     stored = dtype.newbyteorder(region.order)
     values = np.memmap(path, stored, "r", region.offset, (tensor.storage.count,))[tensor.offset :]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
     view = np.lib.stride_tricks.as_strided(values, tensor.shape, strides, writeable=False)
-    return np.require(view, dtype, ["C_CONTIGUOUS", "ALIGNED"])
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype("uint16" if name == "bfloat16" else name)
+    return np.require(view, read_as, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def _damaged(path: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or no PyTorch checkpoint ({reason!s:.200}): download it again.")
 
 
+def _follow(stream: IO[bytes], path: Path, machine: Machine) -> Any:
+    try:
+        return interpret(stream, machine)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise _damaged(path, f"its pickle cannot be read, {error}") from error
+
+
 # The two containers
 
 
-def _read_zip(file: IO[bytes], path: Path) -> tuple[Any, dict[str, _Region]]:
+def _read_zip(file: IO[bytes], path: Path, machine: Machine) -> tuple[Any, dict[str, _Region]]:
     members = _members(file, path)
     pickles = [name for name in members if PurePosixPath(name).name == "data.pkl"]
     if len(pickles) != 1:
         raise _damaged(path, f"{len(pickles)} data.pkl in the archive, not one")
     folder = pickles[0].removesuffix("data.pkl")
-    order = _content(file, members[f"{folder}byteorder"]) if f"{folder}byteorder" in members else b"little"
+    order = _content(file, members[f"{folder}byteorder"], path) if f"{folder}byteorder" in members else b"little"
     if order not in (b"little", b"big"):
         raise _damaged(path, f"unknown byte order {order!r:.20}")
-    root = _interpret(io.BytesIO(_content(file, members[pickles[0]])), path)
+    root = _follow(io.BytesIO(_content(file, members[pickles[0]], path)), path, machine)
     data = f"{folder}data/"
     regions = {
         name.removeprefix(data): _Region(region.offset, region.size, "<" if order == b"little" else ">")
@@ -210,22 +232,59 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + LOCAL_HEADER + int(name_length) + int(extra_length)
 
 
-def _content(file: IO[bytes], region: _Region) -> bytes:
+def _content(file: IO[bytes], region: _Region, path: Path) -> bytes:
+    if region.size > MAX_PICKLE:
+        raise _too_large(path)
     file.seek(region.offset)
-    return file.read(min(region.size, MAX_PICKLE))
+    return file.read(region.size)
 
 
-def _read_legacy(file: IO[bytes], path: Path) -> tuple[Any, dict[str, _Region]]:
+def _too_large(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has more than {MAX_PICKLE >> 20} MB beside its tensors: have its owner save only the state_dict()."
+    )
+
+
+class _Bounded:
+    """The beginning of a file, read as a stream that ends after ``MAX_PICKLE`` bytes."""
+
+    def __init__(self, file: IO[bytes], path: Path):
+        self._file, self._path = file, path
+        file.seek(0)
+
+    def read(self, count: int) -> bytes:
+        """Some bytes; fewer at the end of the file."""
+        content = self._file.read(min(count, MAX_PICKLE))
+        if self.tell() > MAX_PICKLE:
+            raise _too_large(self._path)
+        return content
+
+    def readline(self) -> bytes:
+        """The bytes to the next line break."""
+        return self._file.readline(MAX_PICKLE)
+
+    def tell(self) -> int:
+        """Bytes read so far."""
+        return self._file.tell()
+
+
+def _read_legacy(file: IO[bytes], path: Path, machine: Machine) -> tuple[Any, dict[str, _Region]]:
     size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    stream = io.BytesIO(file.read(MAX_PICKLE))
-    if (_interpret(stream, path), _interpret(stream, path)) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
+    stream: Any = _Bounded(file, path)
+    magic = _follow(stream, path, machine)
+    if magic != LEGACY_MAGIC:  # a bare pickle, which holds no storages
+        if machine.asked:
+            raise _RefusedError(_without_tensors(path, magic, machine))
         raise _damaged(path, "neither PyTorch's zip archive nor its older format")
-    _interpret(stream, path)  # the writer's type sizes; the storages are little-endian whatever they say
-    storages: dict[str, _Storage] = {}
-    root = _interpret(stream, path, storages)
-    keys = _interpret(stream, path)
+    if _follow(stream, path, machine) != LEGACY_PROTOCOL:
+        raise _damaged(path, "neither PyTorch's zip archive nor its older format")
+    _follow(stream, path, machine)  # the writer's type sizes; the storages are little-endian whatever they say
+    root = _follow(stream, path, machine)
+    if next(_trees(root), None) is None:
+        raise _RefusedError(_without_tensors(path, root, machine))
+    keys = _follow(stream, path, machine)
     plain = isinstance(keys, list) and all(type(key) is str for key in keys)
+    storages = machine.storages
     if not plain or len(keys) != len(storages) or {*keys} != storages.keys():
         raise _damaged(path, "its list of storages is not the one that its tensors name")
     regions: dict[str, _Region] = {}
@@ -233,211 +292,9 @@ def _read_legacy(file: IO[bytes], path: Path) -> tuple[Any, dict[str, _Region]]:
     for key in keys:
         file.seek(position)
         count = int.from_bytes(file.read(8), "little", signed=True)
-        nbytes = storages[key].count * _dtype(storages[key].dtype).itemsize
+        nbytes = storages[key].nbytes
         if count != storages[key].count or position + 8 + nbytes > size:
             raise _damaged(path, f"the storage {key!r:.60} is cut short or has another size than declared")
         regions[key] = _Region(position + 8, nbytes)
         position += 8 + nbytes
     return root, regions
-
-
-# The pickle
-
-
-def _interpret(stream: IO[bytes], path: Path, storages: dict[str, _Storage] | None = None) -> Any:
-    machine = _Machine(path, {} if storages is None else storages)
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            machine.step(opcode.name, argument)
-        return machine.stack.pop()
-    except CheckpointError:
-        raise
-    except (ValueError, IndexError) as error:
-        raise _damaged(path, f"its pickle cannot be read, {error}") from error
-
-
-_IGNORED = {"PROTO", "FRAME", "STOP"}
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"),
-}
-_FRESH = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-class _Machine:
-    """The stack, marks and memo of one pickle."""
-
-    def __init__(self, path: Path, storages: dict[str, _Storage]):
-        self.path = path
-        self.storages = storages
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode."""
-        stack = self.stack
-        if name in _IGNORED:
-            return
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _FRESH:
-            stack.append(_FRESH[name]())
-        elif name in _TUPLES:
-            stack.append(tuple(self.take(_TUPLES[name])))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            if argument not in self.memo:
-                raise ValueError(f"nothing was kept as number {argument}")
-            stack.append(self.memo[argument])
-        elif name == "MARK":
-            self.marks.append(stack)
-            self.stack = []
-        else:
-            self.build(name, argument)
-
-    def build(self, name: str, argument: Any) -> None:
-        """Follow an opcode that makes or fills an object."""
-        match name:
-            case "TUPLE":
-                made = tuple(self.unmark())
-                self.stack.append(made)
-            case "APPEND":
-                (item,) = self.take(1)
-                self.target(list).append(item)
-            case "APPENDS":
-                items = self.unmark()
-                self.target(list).extend(items)
-            case "SETITEM":
-                self.fill(self.take(2))
-            case "SETITEMS":
-                self.fill(self.unmark())
-            case "GLOBAL":
-                self.stack.append(self.allowed(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                module, attribute = self.take(2)
-                if type(module) is not str or type(attribute) is not str:
-                    raise ValueError("a global without a name")
-                self.stack.append(self.allowed(f"{module}.{attribute}"))
-            case "REDUCE":
-                function, arguments = self.take(2)
-                self.stack.append(self.call(function, arguments))
-            case "BUILD":
-                self.take(1)  # an OrderedDict's attributes, such as the module versions in `_metadata`
-                self.target(dict)
-            case "BINPERSID":
-                self.stack.append(self.storage(*self.take(1)))
-            case "INST":
-                self.allowed(argument.replace(" ", ".", 1))
-                raise self.forbidden("the opcode INST")
-            case _:
-                raise self.forbidden(f"the opcode {name}")
-
-    def take(self, count: int) -> list[Any]:
-        """Remove the topmost items, the deepest first."""
-        if len(self.stack) < count:
-            raise IndexError("the stack is empty")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
-
-    def unmark(self) -> list[Any]:
-        """Remove the items since the last mark."""
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def target(self, kind: type) -> Any:
-        """The container on top, which an opcode fills."""
-        if type(self.stack[-1]) is not kind:
-            raise ValueError(f"no {kind.__name__} where one is needed")
-        return self.stack[-1]
-
-    def fill(self, items: Sequence[Any]) -> None:
-        """Put keys and values into the dict on top."""
-        target = self.target(dict)
-        # Simple keys only: hashing a deeply nested tuple would overflow the C stack.
-        if len(items) % 2 or any(type(key) not in (str, int) for key in items[::2]):
-            raise ValueError("a dict's keys are not plain text or numbers")
-        target.update(zip(items[::2], items[1::2], strict=True))
-
-    def allowed(self, name: str) -> _Global:
-        """A name that a state dict needs; everything else is refused."""
-        if name in _CALLS or name in _STORAGES or name in _TYPES:
-            return _Global(name)
-        raise self.forbidden(f"{name!r:.100}")
-
-    def forbidden(self, what: str) -> CheckpointError:
-        """The error for what no state dict needs."""
-        return CheckpointError(
-            f"{self.path} is refused: its pickle asks for {what}, which plain weights never need and which may run "
-            "code. Get the weights as .safetensors, or have their owner save only the model's state_dict()."
-        )
-
-    def call(self, function: Any, arguments: Any) -> Any:
-        """What an allowed function returns, without the function."""
-        if not isinstance(function, _Global) or function.name not in _CALLS or type(arguments) is not tuple:
-            raise self.forbidden("a call of something that is no function")
-        return _CALLS[function.name](arguments)
-
-    def storage(self, identity: Any) -> _Storage:
-        """The storage that a persistent id names: ("storage", type, key, device, count), maybe with a None after it."""
-        match identity:
-            case ("storage", _Global(name), str(key), str(), int(count), *rest) if (
-                name in _STORAGES and count >= 0 and rest in ([], [None])
-            ):
-                storage = _Storage(key, _STORAGES[name], count)
-            case _:
-                raise ValueError("a persistent id that names no storage")
-        if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f"two different storages are called {key!r:.60}")
-        return storage
-
-
-def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    if arguments:
-        raise ValueError("an OrderedDict that is built from a list")
-    return {}
-
-
-def _rebuild_tensor(arguments: tuple[Any, ...]) -> _Tensor:
-    """``_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)``; metadata would be a sign bit."""
-    if len(arguments) != 6:
-        raise ValueError(f"a tensor with {len(arguments)} facts instead of 6")
-    storage, offset, shape, strides = arguments[:4]
-    plain = isinstance(storage, _Storage) and type(shape) is tuple and type(strides) is tuple
-    if not plain or len(shape) != len(strides) or len(shape) > MAX_DIMS:
-        raise ValueError("a tensor without a storage, a shape and strides that belong together")
-    if any(type(number) is not int or not 0 <= number <= MAX_SIDE for number in (*shape, *strides)):
-        raise ValueError("a tensor with an impossible shape or strides")
-    last = sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-    if type(offset) is not int or offset < 0 or (0 not in shape and offset + last >= storage.count):
-        raise ValueError("a tensor that reaches past its storage")
-    if math.prod(shape) > storage.count:
-        raise ValueError("a tensor that is larger than its storage")
-    return _Tensor(storage, offset, shape, strides)
-
-
-def _rebuild_parameter(arguments: tuple[Any, ...]) -> _Tensor:
-    if len(arguments) != 3 or not isinstance(arguments[0], _Tensor):
-        raise ValueError("a parameter without a tensor")
-    return arguments[0]
-
-
-def _inert(arguments: tuple[Any, ...]) -> None:
-    """A value beside the weights, such as a device, that nobody reads."""
-
-
-_CALLS = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch.Size": _inert,
-    "torch.device": _inert,
-}

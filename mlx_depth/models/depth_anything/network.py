@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
+from mlx_depth.errors import CheckpointError
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
 from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Size
 from mlx_depth.result import DepthKind
@@ -19,6 +20,14 @@ class DepthAnythingConfig(NetworkConfig):
 
     backbone: DINOv2Config
     head: DPTConfig
+
+    def __post_init__(self) -> None:
+        ours, theirs = (self.backbone.embed_dim, self.backbone.patch_size), (self.head.in_dim, self.head.patch_size)
+        if ours != theirs:
+            raise CheckpointError(
+                f"the backbone's width and patch size are {ours}, the head's {theirs}: "
+                "take the config.json of the original checkpoint."
+            )
 
     @property
     def depth_kind(self) -> DepthKind:

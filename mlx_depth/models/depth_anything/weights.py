@@ -1,7 +1,7 @@
 """Depth Anything's checkpoints: how each dialect names its tensors, and what says how the network is built."""
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -94,6 +94,8 @@ def _read_transformers_config(data: Mapping[str, Any]) -> DepthAnythingConfig:
     )
     check_counts("config.json", model, _MODEL_COUNTS)
     check_counts("backbone_config", backbone, _BACKBONE_COUNTS)
+    if type(backbone["use_swiglu_ffn"]) is not bool:
+        raise CheckpointError("backbone_config: use_swiglu_ffn is neither true nor false: take the original file.")
     return DepthAnythingConfig(
         DINOv2Config(
             embed_dim=backbone["hidden_size"],
@@ -135,11 +137,10 @@ def _transformers_max_depth(max_depth: Any, kind: str) -> float:
     return _number_of_metres(max_depth)
 
 
-def _number_of_metres(max_depth: Any) -> float:
-    if type(max_depth) not in (int, float) or not 0 < max_depth < math.inf:
+def _number_of_metres(max_depth: Any, where: str = "config.json") -> float:
+    if type(max_depth) not in (int, float) or not 0 < max_depth <= sys.float_info.max:
         raise CheckpointError(
-            f"config.json: max_depth is {max_depth!r:.40}, not a number above 0: "
-            "take the file of the original checkpoint."
+            f"{where}: max_depth is {max_depth!r:.40}, not a number above 0: take the file of the original checkpoint."
         )
     return float(max_depth)
 
@@ -236,22 +237,39 @@ def _owns_gguf(evidence: Evidence) -> bool:
     return "vit.blk.0.attn_qkv.weight" in evidence.shapes and bool(arch == _GGUF_FIXED["arch"])
 
 
+_GGUF_COUNTS = {
+    **dict.fromkeys(("patch_size", "vit.embed_dim", "vit.depth", "vit.num_heads", "vit.pos_embed_grid"), 1),
+    "head.features": 1,
+    "head.out_channels": len(dpt.RESAMPLINGS),
+}
+_FFN_TYPES = {"mlp": False, "swiglu": True}
+
+
 def _read_gguf(evidence: Evidence) -> Reading:
     """The keys of depth-anything.cpp's ``scripts/convert_da2_to_gguf.py``."""
     metadata = evidence.metadata or {}
     facts = {key.removeprefix(_GGUF): value for key, value in metadata.items() if key.startswith(_GGUF)}
-    try:
-        wrong = {key: facts[key] for key, value in _GGUF_FIXED.items() if facts[key] != value}
-        if wrong:
-            raise CheckpointError(f"the GGUF file is no Depth Anything V2 ({wrong}): take one whose arch is V2's.")
-        max_depth = facts.get("head.max_depth")  # older exporters wrote the activation "relu" for metric models, too
-        config = DepthAnythingConfig(
+    missing = [key for key in (*_GGUF_FIXED, *_GGUF_COUNTS, "vit.out_layers", "vit.ffn_type") if key not in facts]
+    if missing:
+        raise CheckpointError(f"the GGUF file lacks the key {_GGUF}{missing[0]}: export it again.")
+    wrong = {key: facts[key] for key, value in _GGUF_FIXED.items() if facts[key] != value}
+    if wrong:
+        raise CheckpointError(f"the GGUF file is no Depth Anything V2 ({wrong!s:.200}): take one whose arch is V2's.")
+    check_counts("the GGUF file", facts, _GGUF_COUNTS)
+    if facts["vit.ffn_type"] not in (*_FFN_TYPES,):
+        raise CheckpointError(f"the GGUF file has the ffn_type {facts['vit.ffn_type']!r:.40}: export it again.")
+    out_layers = facts["vit.out_layers"]
+    if not isinstance(out_layers, list):
+        raise CheckpointError(f"the GGUF file's out_layers are {out_layers!r:.40}, no list: export it again.")
+    max_depth = facts.get("head.max_depth")  # older exporters wrote the activation "relu" for metric models, too
+    return Reading(
+        DepthAnythingConfig(
             DINOv2Config(
                 embed_dim=facts["vit.embed_dim"],
                 num_layers=facts["vit.depth"],
                 num_heads=facts["vit.num_heads"],
-                out_layers=tuple(facts["vit.out_layers"]),
-                swiglu=facts["vit.ffn_type"] == "swiglu",
+                out_layers=tuple(out_layers),
+                swiglu=_FFN_TYPES[facts["vit.ffn_type"]],
                 patch_size=facts["patch_size"],
                 table_size=facts["vit.pos_embed_grid"],
             ),
@@ -259,13 +277,12 @@ def _read_gguf(evidence: Evidence) -> Reading:
                 in_dim=facts["vit.embed_dim"],
                 features=facts["head.features"],
                 out_channels=tuple(facts["head.out_channels"]),
+                patch_size=facts["patch_size"],
                 activation="relu" if max_depth is None else "sigmoid",
-                max_depth=1.0 if max_depth is None else max_depth,
+                max_depth=1.0 if max_depth is None else _number_of_metres(max_depth, "the GGUF file"),
             ),
         )
-        return Reading(config)
-    except KeyError as error:
-        raise CheckpointError(f"the GGUF file lacks the key {_GGUF}{error.args[0]}: export it again.") from error
+    )
 
 
 # V1, V2 and metric files share all tensor names and shapes: their official names tell them apart.
