@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlx_depth.checkpoints.checkpoint import build_network, fetch_checkpoint, following
-from mlx_depth.checkpoints.resolve import canonical_name
+from mlx_depth.checkpoints.checkpoint import build_network, following, read_checkpoint
+from mlx_depth.checkpoints.resolve import Resolved, canonical_name, resolve
 from mlx_depth.errors import ImageError, OptionError
 from mlx_depth.io.find import are_many, find_photos
 from mlx_depth.io.image import ImageSource, LoadedImage, load_image
@@ -29,10 +29,12 @@ from mlx_depth.runtime.forward import (
     warn_slow,
     working_bytes,
 )
+from mlx_depth.runtime.process import check_fork, computing
 from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, Size, stream
 from mlx_depth.weights.safetensors_io import dtype_name
 
 DEFAULT_MODEL = "depth-anything-v2-small"
+Color = tuple[int, int, int]
 PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
 
 
@@ -58,20 +60,23 @@ class DepthModel:
     def __repr__(self) -> str:
         return f"DepthModel({self.spec.name!r}, {self.spec.depth_kind.description}, {dtype_name(self.dtype)})"
 
-    def predict(self, image: ImageSource, *, input_size: InputSize | None = None) -> DepthResult:
+    def predict(
+        self, image: ImageSource, *, input_size: InputSize | None = None, background: Color | None = None
+    ) -> DepthResult:
         """Predict the depth of one image.
 
         Args:
             image: Path, URL, bytes, binary file, PIL image, numpy or MLX array; see ``load_image``.
             input_size: Short side in network pixels, or an exact ``(height, width)`` in multiples of 14; None: the
                 model's own. Larger shows finer detail, slower.
+            background: RGB, 0..255, under transparent pixels; None: white.
         Returns:
             Depth at the original size, float32, with its kind and unit.
         Raises:
             ImageError: If the image cannot be read.
             OptionError: If the input size cannot work.
         """
-        outcome = self._predict_group([load_image(image)], input_size)[0]
+        outcome = self._predict_group([_reader(background)(image)], input_size)[0]
         if isinstance(outcome, ImageError):
             raise outcome
         return outcome
@@ -82,6 +87,7 @@ class DepthModel:
         *,
         batch_size: int = 4,
         input_size: InputSize | None = None,
+        background: Color | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[DepthResult]:
         """Predict many images of any mix of sizes; decoding runs ahead of the network.
@@ -94,6 +100,7 @@ class DepthModel:
                 ``"photos/*.jpg"``, whose images come by name.
             batch_size: Images that the network sees at once.
             input_size: As for ``predict``.
+            background: As for ``predict``.
             on_error: Called with each unreadable image and its error, which is then left out; None: raise the error
                 once the results before it are out.
         Yields:
@@ -107,7 +114,14 @@ class DepthModel:
         if isinstance(images, (str, bytes, bytearray, memoryview, Path, LoadedImage)):
             raise OptionError("predict_batch takes a list or iterator of images, and this is one: use predict.")
         self.check_input_size(input_size)
-        return predict_stream(lambda: self, images, batch_size=batch_size, input_size=input_size, on_error=on_error)
+        return predict_stream(
+            lambda: self,
+            images,
+            batch_size=batch_size,
+            input_size=input_size,
+            background=background,
+            on_error=on_error,
+        )
 
     def infer(self, pixel_values: mx.array) -> DepthOutputs:
         """Run the network alone, as fast as ``predict`` does.
@@ -120,6 +134,12 @@ class DepthModel:
         Raises:
             OptionError: If the shape does not fit.
         """
+        check_fork()
+        mx.eval(pixel_values)  # in the thread that built it
+        return self._infer(pixel_values)
+
+    @computing
+    def _infer(self, pixel_values: mx.array) -> DepthOutputs:
         with cores_for(pixel_values.shape[-3:-1]):
             outputs = self._forward(pixel_values)
             evaluate(outputs.present(), working_bytes(self.network, pixel_values.shape, self.dtype))
@@ -140,6 +160,7 @@ class DepthModel:
         except OptionError as error:
             return ImageError(f"{image.info.source}: {error}")
 
+    @computing
     def _predict_group(
         self, images: Sequence[LoadedImage], input_size: InputSize | None
     ) -> list[DepthResult | ImageError]:
@@ -196,6 +217,7 @@ def predict_stream(
     *,
     batch_size: int,
     input_size: InputSize | None,
+    background: Color | None,
     on_error: OnError | None,
 ) -> Iterator[DepthResult]:
     """``DepthModel.predict_batch`` with a model that is opened once the first image is readable.
@@ -216,7 +238,12 @@ def predict_stream(
         lambda group: model()._predict_group(group, input_size),
         batch_size,
     )
-    return stream(batches, images, ahead=max(batch_size, DECODING_THREADS), on_error=on_error)
+    ahead = max(batch_size, DECODING_THREADS)
+    return stream(batches, images, read=_reader(background), ahead=ahead, on_error=on_error)
+
+
+def _reader(background: Color | None) -> Callable[[ImageSource], LoadedImage]:
+    return load_image if background is None else functools.partial(load_image, background=background)
 
 
 def load(
@@ -245,12 +272,17 @@ def load(
         OptionError: If an argument cannot work.
     """
     chosen = resolve_dtype(dtype)
-    checkpoint, found = fetch_checkpoint(source, revision=revision, progress=progress)
+    return _read(resolve(source, revision=revision, progress=progress), chosen, reference)
+
+
+@computing
+def _read(found: Resolved, dtype: mx.Dtype, reference: Reference | None) -> DepthModel:
+    checkpoint = read_checkpoint(found.path, found.spec, name=found.repo)
     if reference is not None:
         checkpoint = following(checkpoint, reference)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    network = build_network(checkpoint, dtype=chosen, expand=on_cpu, hand_over=True)
-    return DepthModel(checkpoint.spec, network, checkpoint.spec.processor, chosen, found.revision)
+    network = build_network(checkpoint, dtype=dtype, expand=on_cpu, hand_over=True)
+    return DepthModel(checkpoint.spec, network, checkpoint.spec.processor, dtype, found.revision)
 
 
 @overload
@@ -262,6 +294,7 @@ def predict(  # type: ignore[overload-overlap]  # a str is a sequence and an ope
     revision: str | None = ...,
     reference: Reference | None = ...,
     input_size: InputSize | None = ...,
+    background: Color | None = ...,
 ) -> DepthResult: ...
 @overload
 def predict(
@@ -272,6 +305,7 @@ def predict(
     revision: str | None = ...,
     reference: Reference | None = ...,
     input_size: InputSize | None = ...,
+    background: Color | None = ...,
 ) -> Iterator[DepthResult]: ...
 def predict(
     image: Any,
@@ -281,6 +315,7 @@ def predict(
     revision: str | None = None,
     reference: Reference | None = None,
     input_size: InputSize | None = None,
+    background: Color | None = None,
 ) -> DepthResult | Iterator[DepthResult]:
     """Predict the depth of one image, or of many. The model of the last call stays in memory.
 
@@ -292,6 +327,7 @@ def predict(
         revision: As for ``load``.
         reference: As for ``load``.
         input_size: As for ``DepthModel.predict``.
+        background: As for ``DepthModel.predict``.
     Returns:
         One result; for many images an iterator of results in the same order.
     Raises:
@@ -306,8 +342,8 @@ def predict(
     """
     loaded = _keep(canonical_name(model), resolve_dtype(dtype), revision, reference)
     if are_many(image):
-        return loaded.predict_batch(image, input_size=input_size)
-    return loaded.predict(image, input_size=input_size)
+        return loaded.predict_batch(image, input_size=input_size, background=background)
+    return loaded.predict(image, input_size=input_size, background=background)
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth.errors import OptionError
-from mlx_depth.io.save import atomic_write
+from mlx_depth.io.atomic import atomic_write
 
 SUFFIXES = (".png", ".pdf", ".svg")
 

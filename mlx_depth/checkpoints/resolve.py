@@ -242,5 +242,5 @@ def _warn_license(spec: ModelSpec, repo: str) -> None:
         return
     warnings.warn(
         f"{spec.name} is licensed {spec.license}: not for commercial use; `mlx-depth models` lists all licenses.",
-        stacklevel=5,
+        stacklevel=4,
     )

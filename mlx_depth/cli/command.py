@@ -10,7 +10,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from mlx_depth.cli import convert, coreml, models, predict
 from mlx_depth.cli.terminal import say
@@ -20,7 +21,11 @@ from mlx_depth.version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    _open_closed_streams()
+    options = _parsed(arguments)
+    if sys.stdout is None:  # a file that is opened would get its number, and what is printed below Python
+        say("mlx-depth: error: stdout is closed: send it to a file, or to /dev/null.")
+        return 2
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not Unicode leave as they came
     run: Callable[[argparse.Namespace], int] = options.run
@@ -36,9 +41,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("mlx-depth: interrupted" + ("; --resume goes on where it stopped" if "resume" in options else ""))
         return 130
-    except BrokenPipeError:  # the reader of stdout has gone; so Python must not flush it again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        is_stream = _silence_stuck_streams() or error.filename is None  # a file's errors name the file
+        if not isinstance(error, BrokenPipeError):  # a reader that has gone, as with head -1, is no error
+            say(f"mlx-depth: error: {_reason(error)}")
+            return 1 if is_stream and "resume" in options else 2
         return 1
+
+
+def _open_closed_streams() -> None:
+    """Python has None for a stream that was closed at the start, and prints to stdout for a stderr of None."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115  # for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(arguments)
+    except SystemExit:
+        if _silence_stuck_streams():  # where --help and --version go
+            say("mlx-depth: error: the output takes nothing: check the free space.")
+            raise SystemExit(2) from None
+        raise
+
+
+def _silence_stuck_streams() -> bool:
+    """Whether an output takes nothing any more; Python would try again at exit, and end with a traceback."""
+    stuck = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_stuck(stream)]
+    for stream in stuck:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(stuck)
+
+
+def _is_stuck(stream: TextIO) -> bool:
+    """Whether what was written cannot leave: its reader has gone, or its disk is full."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _reason(error: OSError) -> str:
+    if error.filename is None:
+        return f"{error.strerror or error}: check the free space, and where the output goes."
+    return f"{error.filename}: {error.strerror}: check that it is there, your rights and the free space."
 
 
 _EXAMPLES = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth.cli.terminal import input_size, say
-from mlx_depth.io.save import atomic_write
+from mlx_depth.io.atomic import atomic_write
 from mlx_depth.predictor import DEFAULT_MODEL
 from mlx_depth.weights.quantization import BITS, GROUP_SIZES
 from mlx_depth.weights.safetensors_io import DTYPES

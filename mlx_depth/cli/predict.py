@@ -7,18 +7,24 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import mlx.core as mx
 from tqdm import tqdm
 
 from mlx_depth.checkpoints.resolve import canonical_name
-from mlx_depth.cli.terminal import input_size, say
+from mlx_depth.cli.terminal import color, input_size, say
+from mlx_depth.errors import OptionError, printable
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.find import left_out_line
 from mlx_depth.io.formats import FORMATS
 from mlx_depth.jobs.distributed import Ranks, join_ranks
-from mlx_depth.jobs.folder import DEFAULT_FORMATS, Outcome, Settings, find_images, predict_files, unfinished
+from mlx_depth.jobs.folder import plan, predict_files
+from mlx_depth.jobs.naming import Outcome
+from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
+from mlx_depth.kinds import DepthKind
 from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load
+from mlx_depth.processor import Reference
 from mlx_depth.registry import ModelSpec
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
@@ -31,69 +37,108 @@ def add_verbs(verbs: Any) -> None:
     """Declare the verb on what ``ArgumentParser.add_subparsers`` returned."""
     predict = verbs.add_parser("predict", help="write the depth of photos")
     add = predict.add_argument
-    add("paths", nargs="+", metavar="PATH", help="image, folder, glob, URL, or .txt file with one of these a line")
-    add("-o", "--out", type=Path, default=Path("depth"), metavar="DIR", help="output folder (default: depth)")
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="image, folder, pattern, URL, a .txt list of these, or - for a list on stdin",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("depth"),
+        metavar="OUT",
+        help="output folder; for one photo also a file, such as depth.png (default: depth)",
+    )
     add("--model", default=DEFAULT_MODEL, help=f"name, folder, file or owner/name (default: {DEFAULT_MODEL})")
     add("--revision", help="branch, tag or commit of the Hub repository")
     add("--input-size", type=input_size, metavar="N|HxW", help="short side of the network image, or its exact size")
     add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
+    add("--device", choices=("gpu", "cpu"), help="where to compute (default: the GPU, if MLX has one)")
+    add("--reference", choices=get_args(Reference), help="whose rules for resizing to follow (default: original)")
+    add("--background", type=color, metavar="COLOR", help="under transparent pixels: name or #rrggbb (default: white)")
     add(
         "--format",
         default=",".join(DEFAULT_FORMATS),
         metavar="LIST",
         help=f"comma-separated, of {', '.join(FORMATS)} (default: {','.join(DEFAULT_FORMATS)})",
     )
-    add("--cmap", default="Spectral_r", metavar="NAME", help=f"colour map, one of {', '.join(COLORMAPS)}")
-    add("--side-by-side", action="store_true", help="also write the photo beside its colour map")
+    add("--cmap", default="Spectral_r", metavar="NAME", help=f"color map, one of {', '.join(COLORMAPS)}")
+    add("--side-by-side", action="store_true", help="also write the photo beside its color map")
     add("--recursive", action="store_true", help="look into folders within folders, and keep their structure")
     add("--batch-size", type=int, default=1, metavar="N", help="images that the network sees at once (default: 1)")
     add("--resume", action="store_true", help="skip images whose results are complete, redo the others")
     add("--overwrite", action="store_true", help="replace results that exist")
-    add("--verbose", action="store_true", help="say which model, license and number format are used")
-    add("--json", action="store_true", help="one JSON object a line and image on stdout")
+    voice = predict.add_mutually_exclusive_group()
+    voice.add_argument("--verbose", action="store_true", help="say which model is used, and each file")
+    voice.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    voice.add_argument("--json", action="store_true", help="one JSON object a line and image on stdout")
     predict.set_defaults(run=_run_predict)
 
 
 def _run_predict(options: argparse.Namespace) -> int:
+    if options.device is not None:
+        _compute_on(options.device)
     formats = [name.strip() for name in options.format.split(",")] + ["side-by-side"] * options.side_by_side
-    out = options.out.expanduser()
     settings = Settings(
         model=str(canonical_name(options.model)),
         dtype=dtype_name(resolve_dtype(options.dtype)),
         revision=options.revision,
+        reference=options.reference,
         input_size=options.input_size,
+        background=options.background,
         formats=tuple(dict.fromkeys(formats)),
         cmap=options.cmap,
     )
-    show_progress = sys.stderr.isatty()
-
-    def open_model() -> DepthModel:
-        model = load(settings.model, dtype=settings.dtype, revision=settings.revision, progress=show_progress)
-        if options.verbose:
-            say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_license(model.spec)}, {settings.dtype}")
-        return model
-
     ranks = join_ranks()
-    jobs, failed, left_out = find_images(options.paths, recursive=options.recursive, out=out)
-    if line := left_out_line(left_out):
-        say(line)
-    waiting = set(unfinished(jobs, out, settings, resume=options.resume, overwrite=options.overwrite))
-    ranks.check_same(str(job.stem) for job in jobs)  # nobody writes before all have looked at what exists
-    mine = ranks.share(jobs)
-    to_do = [job for job in mine if job in waiting]
-    complete = [Outcome(job.source, tuple(job.files(out, settings.formats))) for job in mine if job not in waiting]
-    outcomes = predict_files(
-        open_model,
-        to_do,
-        out,
+    todo = plan(
+        options.paths,
+        options.out,
         settings,
+        recursive=options.recursive,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    if not options.quiet and (line := left_out_line(todo.left_out)):
+        say(line)
+    ranks.check_same(str(job.stem) for job in todo.jobs)  # nobody writes before all have looked at what exists
+    waiting = set(todo.waiting)
+    mine = ranks.share(todo.jobs)
+    jobs = [job for job in mine if job in waiting]
+    formats_made = todo.settings.formats
+    complete = [Outcome(job.source, files=job.outputs(todo.out, formats_made)) for job in mine if job not in waiting]
+    outcomes = predict_files(
+        lambda: _open_model(settings, options),
+        jobs,
+        todo.out,
+        todo.settings,
         batch_size=options.batch_size,
         overwrite=options.resume or options.overwrite,
     )
-    before = [*ranks.share(failed), *complete]
-    code = _report(before, outcomes, len(to_do), ranks, as_json=options.json, show_progress=show_progress)
+    before = [*ranks.share(todo.failed), *complete]
+    code = _report(before, outcomes, len(jobs), ranks, options)
     ranks.wait()
     return code
+
+
+def _compute_on(device: str) -> None:
+    if device == "gpu" and not mx.is_available(mx.Device(mx.gpu)):
+        raise OptionError("MLX has no GPU here: leave --device gpu out.")
+    mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
+
+
+def _open_model(settings: Settings, options: argparse.Namespace) -> DepthModel:
+    model = load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        reference=settings.reference,
+        progress=sys.stderr.isatty() and not options.quiet,
+    )
+    if options.verbose:
+        say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_license(model.spec)}, {settings.dtype}")
+    return model
 
 
 def _report(
@@ -101,23 +146,23 @@ def _report(
     outcomes: Generator[Outcome, None, None],
     total: int,
     ranks: Ranks,
-    *,
-    as_json: bool,
-    show_progress: bool,
+    options: argparse.Namespace,
 ) -> int:
     for outcome in before:
-        _print_outcome(outcome, as_json)
+        _print_outcome(outcome, options)
     failed = sum(outcome.error is not None for outcome in before)
     skipped = len(before) - failed
     done = 0
+    show_progress = sys.stderr.isatty() and not options.quiet
     with closing(outcomes), _progress(total, ranks, show_progress) as advance:
         for outcome in outcomes:
             failed += outcome.error is not None
             done += outcome.error is None
             with tqdm.external_write_mode(file=sys.stderr):
-                _print_outcome(outcome, as_json)
+                _print_outcome(outcome, options)
             advance()
-    say(f"{ranks.label}{done} done, {skipped} complete before, {failed} failed")
+    if not options.quiet:
+        say(f"{ranks.label}{done} done, {skipped} complete before, {failed} failed")
     return 1 if failed else 0
 
 
@@ -147,19 +192,32 @@ def _line_by_line(total: int, label: str) -> Callable[[], None]:
     return advance
 
 
-def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+def _print_outcome(outcome: Outcome, options: argparse.Namespace) -> None:
     if outcome.error is not None:
         say(f"mlx-depth: {outcome.error}")
-    if as_json:
+    if options.json:
         print(json.dumps(_outcome_facts(outcome)), flush=True)
-    elif outcome.sidecar is not None:
-        print(*outcome.files, sep="\n", flush=True)
+    elif outcome.sidecar is not None and not options.quiet:
+        print(_line(outcome), flush=True)
+        if options.verbose:
+            print(*(f"  {file}" for file in outcome.files.values()), sep="\n", flush=True)
+
+
+def _line(outcome: Outcome) -> str:
+    """One photo in one line: what was found, and where it went."""
+    facts = outcome.sidecar or {}
+    kind = DepthKind(facts["kind"])
+    ends = "no depth" if facts["min"] is None else f"{facts['min']:.4g} to {facts['max']:.4g}{kind.unit and ' m'}"
+    height, width = facts["size"]
+    files = [file for name, file in outcome.files.items() if name != "json"] or list(outcome.files.values())
+    where = files[0] if len(files) == 1 else files[0].parent
+    return f"{printable(outcome.image)}: {width}×{height}, {kind.value.replace('_', ' ')} depth, {ends} → {printable(where)}"
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
     if outcome.error is not None:
         return {"image": outcome.image, "error": str(outcome.error)}
-    files = [str(file) for file in outcome.files]
+    files = {name: str(file) for name, file in outcome.files.items()}
     if outcome.sidecar is None:
         return {"image": outcome.image, "skipped": True, "files": files}
     return {**outcome.sidecar, "image": outcome.image, "files": files}

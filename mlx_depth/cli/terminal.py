@@ -54,6 +54,17 @@ def input_size(text: str) -> InputSize:
     raise argparse.ArgumentTypeError(f"{text!r} is no size: write 518 for the short side, or 392x518 (height x width)")
 
 
+def color(text: str) -> tuple[int, int, int]:
+    """Read what ``--background`` takes: a name such as ``white``, or ``#rrggbb``."""
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getcolor(text, "RGB")  # type: ignore[misc]  # three numbers for this mode
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no color: write a name such as black, or #rrggbb") from None
+    return red, green, blue
+
+
 def say(text: str) -> None:
     """Print a diagnostic, at once and to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.nn import ops
+from mlx_depth.nn.activations import relu
 from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
 from mlx_depth.nn.resize import resize, resize_rows
 from mlx_depth.weights.config_values import check_at_least
@@ -79,7 +80,7 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = Conv2d(features, features, kernel_size=3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x + self.conv2(nn.relu(self.conv1(nn.relu(x))))
+        return x + self.conv2(relu(self.conv1(relu(x))))
 
 
 class Fusion(nn.Module):
@@ -152,7 +153,7 @@ class DPTHead(nn.Module):
         config = self._config
         size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
         x = self._refine(self.conv1(path), size)
-        return (nn.relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
+        return (relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
 
     def _refine(self, x: mx.array, size: tuple[int, int]) -> mx.array:
         """Grow and refine some rows at a time: the largest maps never exist as a whole."""
@@ -163,7 +164,7 @@ class DPTHead(nn.Module):
     def _refine_rows(self, size: tuple[int, int], x: mx.array, start: int, stop: int) -> mx.array:
         """Some rows of the depth, (B, rows, W), in float32: half precision has steps that one can see."""
         first, end = max(start - 1, 0), min(stop + 1, size[0])  # conv2 sees one row more on each side
-        x = nn.relu(self.conv2(resize_rows(x, size, (first, end), method="bilinear", align_corners=True)))
+        x = relu(self.conv2(resize_rows(x, size, (first, end), method="bilinear", align_corners=True)))
         x = self.conv3(x.astype(mx.float32))[..., 0]  # (B, rows, W, 1) → (B, rows, W)
         return x[:, start - first : stop - first]
 

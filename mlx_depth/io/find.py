@@ -6,8 +6,9 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -15,6 +16,7 @@ from urllib.parse import unquote
 from mlx_depth.errors import ImageError, OptionError, printable
 from mlx_depth.io.image import LoadedImage
 from mlx_depth.io.names import fitting
+from mlx_depth.io.ours import results_in
 from mlx_depth.io.signature import HEADER_BYTES, is_image
 from mlx_depth.io.sources import is_data_uri, is_url
 from mlx_depth.io.walk import each_once, files_in, folders_below, folders_in, matches
@@ -153,6 +155,7 @@ Item: TypeAlias = Found | Failed | LeftOut
 class _Finder:
     recursive: bool
     skip: Path | None  # resolved output folder
+    ours: Callable[[Path], set[str]] = field(default_factory=lambda: cache(results_in))
 
     def find(self, path: str, *, in_list: bool = False) -> Iterator[Item]:
         """The images that one path stands for, or one error."""
@@ -246,6 +249,8 @@ class _Finder:
     def _is_wanted(self, place: Path, below: Path) -> bool:
         """Whether it is visible and none of our results: the output folder may lie within the searched one."""
         if any(part.startswith(".") and part != ".." for part in place.relative_to(below).parts):
+            return False
+        if place.name in self.ours(place.parent):
             return False
         if self.skip is None or below.resolve() not in self.skip.parents:
             return True

@@ -2,12 +2,12 @@
 
 import io
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from mlx_depth.errors import SaveError, printable
+from mlx_depth.io.atomic import atomic_write
 from mlx_depth.io.encode import Content, encoder
 from mlx_depth.io.formats import format_of, format_of_stream
 
@@ -55,64 +55,3 @@ def _write_to(stream: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
     except (TypeError, AttributeError) as error:
         kind = type(stream).__name__
         raise SaveError(f"a {kind} takes no bytes: give a path, or a file that is open with 'wb'.") from error
-
-
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], None], *, overwrite: bool = False) -> None:
-    """Write a file so that nobody ever sees a part of it.
-
-    Args:
-        path: The file; missing folders are made.
-        write: Called once with an open binary file beside the destination.
-        overwrite: Replace a file that exists; without it, of several processes at once exactly one succeeds.
-    Raises:
-        SaveError: If the file exists or cannot be written.
-
-    What ``write`` raises passes through, and nothing is left behind.
-    """
-    path = Path(path)
-    if not overwrite and os.path.lexists(path):
-        raise _exists(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_beside(path, write, overwrite)
-    except SaveError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise SaveError(f"cannot write {path}: {reason}. Check the folder and the free space.") from error
-
-
-def _write_beside(path: Path, write: Callable[[BinaryIO], None], overwrite: bool) -> None:
-    # Opened by us, not by tempfile, so that the file gets the user's usual permissions.
-    temporary = path.with_name(f".mlx-depth-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            write(stream)
-        _publish(temporary, path, overwrite)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    if overwrite:
-        temporary.replace(path)
-        return
-    try:
-        _claim(temporary, path)
-    except FileExistsError:
-        raise _exists(path) from None
-
-
-def _claim(temporary: Path, path: Path) -> None:
-    """Give the file its name if nobody has it, in one step: of two processes one gets FileExistsError."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # exFAT and some network volumes have no hard links
-        path.touch(exist_ok=False)
-        temporary.replace(path)
-
-
-def _exists(path: Path) -> SaveError:
-    return SaveError(f"{path} exists: pass overwrite=True (--overwrite on the command line).")

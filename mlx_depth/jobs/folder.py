@@ -1,227 +1,83 @@
-"""Folders of photos to folders of results: finding images, naming outputs, skipping what is done."""
+"""Folders of photos to folders of results: what is to do, and doing it."""
 
 import ctypes
-import importlib.util
-import itertools
 import json
 import os
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from mlx_depth.errors import ImageError, MlxDepthError, OptionError, SaveError
-from mlx_depth.io.colormaps import colormap_table
-from mlx_depth.io.find import Failed, Found, LeftOut, absolute, find
-from mlx_depth.io.formats import FORMATS, ending
+from mlx_depth.errors import ImageError, SaveError
+from mlx_depth.io.atomic import atomic_write
+from mlx_depth.io.find import LeftOut
 from mlx_depth.io.image import ImageSource
-from mlx_depth.io.names import sameness
-from mlx_depth.io.save import atomic_write
-from mlx_depth.io.sources import is_url
+from mlx_depth.io.ours import named_files, read_sidecar
+from mlx_depth.jobs.naming import Job, Outcome, find_images, into_one_file, output_place
+from mlx_depth.jobs.resume import bytes_of, image_path, photo_facts, unfinished
+from mlx_depth.jobs.settings import Settings
 from mlx_depth.predictor import DepthModel, predict_stream
-from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthResult
+from mlx_depth.version import __version__
 
-DEFAULT_FORMATS = ("npy", "color")
 WRITING_THREADS = 4  # packing a PNG takes longer than a small network on a GPU
 TRIM_EVERY = 50  # images
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked of every image; a result is complete only if it was made with the same settings."""
-
-    model: str
-    dtype: str
-    revision: str | None = None
-    input_size: InputSize | None = None
-    formats: tuple[str, ...] = DEFAULT_FORMATS
-    cmap: str = "Spectral_r"
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.formats if name not in FORMATS]
-        if unknown or not self.formats:
-            raise OptionError(f"no format {', '.join(map(repr, unknown))}: choose from {', '.join(FORMATS)}.")
-        colormap_table(self.cmap)
-        if "exr" in self.formats and importlib.util.find_spec("OpenEXR") is None:
-            raise OptionError("OpenEXR is missing, which .exr files need: pip install 'mlx-depth[exr]'.")
-
-    def facts(self) -> dict[str, Any]:
-        """All but the formats, as JSON gives them back."""
-        size = list(self.input_size) if isinstance(self.input_size, tuple) else self.input_size
-        return {
-            "model": self.model,
-            "dtype": self.dtype,
-            "revision": self.revision,
-            "input_size": size,
-            "cmap": self.cmap,
-        }
+_PhotoFacts = dict[str, Any] | None
 
 
 @dataclass(frozen=True)
-class Job:
-    """One image and where its results go."""
+class Plan:
+    """What there is to do, and where its results go.
 
-    source: str  # path or URL
-    stem: Path  # relative to the output folder, without a suffix
-
-    def outputs(self, out: Path, formats: Sequence[str]) -> dict[str, Path]:
-        """Format → file."""
-        return {name: self._file(out, ending(name)) for name in formats}
-
-    def sidecar(self, out: Path) -> Path:
-        """The JSON that is written last, and so proves that the others are whole."""
-        return self._file(out, ".json")
-
-    def files(self, out: Path, formats: Sequence[str]) -> list[Path]:
-        """All that is written for the image, the sidecar last."""
-        return [*self.outputs(out, [name for name in formats if name != "json"]).values(), self.sidecar(out)]
-
-    def _file(self, out: Path, end: str) -> Path:
-        return out / self.stem.with_name(self.stem.name + end)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image: files and their sidecar, or an error."""
-
-    image: str  # path or URL
-    files: tuple[Path, ...] = ()
-    sidecar: dict[str, Any] | None = None
-    error: MlxDepthError | None = None
-
-
-class Images(NamedTuple):
-    """What paths stand for."""
+    Attributes:
+        jobs: All images.
+        waiting: Those of them that are to be done.
+        failed: Paths that stand for no image.
+        left_out: What lies beside the images; ``io.find.left_out_line`` makes one line of it.
+        out: The output folder.
+        settings: What is asked of every image.
+    """
 
     jobs: list[Job]
-    """One an image."""
+    waiting: list[Job]
     failed: list[Outcome]
-    """An error for each path that stands for nothing."""
     left_out: list[LeftOut]
-    """What lies beside the images; ``io.find.left_out_line`` makes one line of it."""
+    out: Path
+    settings: Settings
 
 
-def find_images(paths: Sequence[str], *, recursive: bool = False, out: Path | None = None) -> Images:
-    """List the images that paths stand for.
-
-    Args:
-        paths: As for ``io.find.find``.
-        recursive: Look into folders within folders; their names are kept below the output folder.
-        out: The output folder, which is left out where it lies inside an input folder.
-    Returns:
-        One job an image, each once, in the order of the paths and by name within a folder; an error for each path that
-        stands for nothing; and what was left out. No two jobs have the same ``stem``: an image keeps its suffix
-        (``a.jpg`` beside ``a.png``), or gets the name of its folder before it, where it would share another's name.
-    Raises:
-        OptionError: If the output folder is an input folder: its pictures would become input.
-    """
-    found: list[Found] = []
-    images = Images([], [], [])
-    for item in find(paths, recursive=recursive, skip=out):
-        if isinstance(item, Failed):
-            images.failed.append(Outcome(item.path, error=item.error))
-        elif isinstance(item, LeftOut):
-            images.left_out.append(item)
-        else:
-            found.append(item)
-    images.jobs.extend(_jobs(found))
-    return images
-
-
-def _jobs(found: list[Found]) -> list[Job]:
-    """Give each image the plainest stem that no other could have; volumes of Macs do not tell A from a."""
-    claims = Counter(sameness(name) for item in found for name in item.names())
-    jobs = []
-    for item in found:
-        names = item.names()
-        stem = next((name for name in names if claims[sameness(name)] == 1), None)
-        if stem is None:
-            numbered = (names[-1].with_name(f"{names[-1].name}-{number}") for number in itertools.count(2))
-            stem = next(name for name in numbered if not claims[sameness(name)])
-            claims[sameness(stem)] += 1
-        jobs.append(Job(item.source, stem))
-    return jobs
-
-
-def unfinished(
-    jobs: Sequence[Job], out: Path, settings: Settings, *, resume: bool = False, overwrite: bool = False
-) -> list[Job]:
-    """Choose what is to be done, and refuse before any work if a result is in the way.
+def plan(
+    paths: Sequence[str],
+    out: str | Path,
+    settings: Settings,
+    *,
+    recursive: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Plan:
+    """Find the images and choose what is to be done, before any work.
 
     Args:
-        jobs: From ``find_images``.
-        out: The output folder, made where needed.
+        paths: As for ``find_images``, like ``recursive``.
+        out: The output folder; or, for exactly one image, a file with a suffix of a known format.
         settings: What is asked of every image.
-        resume: Leave out images whose files are all there, made from the same image with the same settings.
-        overwrite: Results that exist may be replaced; with ``resume`` those that are not complete.
+        resume: As for ``unfinished``, like ``overwrite``.
     Returns:
-        The jobs that are to be done, in order.
+        What ``predict_files`` takes. Where ``out`` is a file, ``settings`` has its format alone.
     Raises:
-        SaveError: If the folder cannot be made; if a result exists and neither ``resume`` nor ``overwrite`` is set;
-            or if, resuming, a result belongs to another image.
+        OptionError: If the output folder is an input folder, or the file cannot hold what is asked for.
+        SaveError: If the output leads nowhere, or a file is in the way.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"cannot make the folder {out} ({error.strerror}): choose another with -o.") from error
-    if resume:
-        jobs = [job for job in jobs if not _is_complete(job, out, settings)]
-    if overwrite:
-        return list(jobs)
-    present = [file for job in jobs for file in _in_the_way(job, out, settings, resume)]
-    if present:
-        others = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
-        instead = "belongs to another image" if resume else "exists"
-        keep = "" if resume else "--resume keeps what is complete, "
-        raise SaveError(f"{present[0]} {instead}{others}: {keep}--overwrite replaces it, -o takes another folder.")
-    return list(jobs)
-
-
-def _is_complete(job: Job, out: Path, settings: Settings) -> bool:
-    facts = _read_sidecar(job, out)
-    return (
-        facts is not None
-        and _is_of(job, out, facts)
-        and facts["settings"] == settings.facts()
-        and set(settings.formats) <= set(facts["files"])
-        and all(file.is_file() for file in job.files(out, settings.formats))
-    )
-
-
-def _in_the_way(job: Job, out: Path, settings: Settings, resume: bool) -> list[Path]:
-    if resume:
-        facts = _read_sidecar(job, out)
-        return [] if facts is None or _is_of(job, out, facts) else [job.sidecar(out)]
-    return [file for file in job.files(out, settings.formats) if os.path.lexists(file)]
-
-
-def _is_of(job: Job, out: Path, facts: dict[str, Any]) -> bool:
-    recorded = facts["image"]
-    if is_url(job.source):
-        return bool(recorded == job.source)
-    return absolute(job.sidecar(out).parent / recorded) == absolute(job.source)
-
-
-def _image_path(job: Job, out: Path) -> str:
-    """Seen from the sidecar, so that it holds from any working folder."""
-    return job.source if is_url(job.source) else os.path.relpath(job.source, job.sidecar(out).parent)
-
-
-def _read_sidecar(job: Job, out: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote beside its files; None where it is missing, broken or not ours."""
-    try:
-        facts = json.loads(job.sidecar(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(facts, dict):
-        return None
-    parts = {"image": str, "settings": dict, "files": dict}
-    return facts if all(isinstance(facts.get(name), kind) for name, kind in parts.items()) else None
+    place = output_place(out)
+    images = find_images(paths, recursive=recursive, out=place)
+    jobs, place, settings = into_one_file(images.jobs, place, settings)
+    waiting = unfinished(jobs, place, settings, resume=resume, overwrite=overwrite)
+    return Plan(jobs, waiting, images.failed, images.left_out, place, settings)
 
 
 def predict_files(
@@ -242,19 +98,25 @@ def predict_files(
         open_model: Gives the model of the settings; not called where no image can be read.
         jobs: From ``unfinished``.
         out: Output folder.
-        settings: What is asked of every image. A JSON sidecar is written beside the formats, last.
+        settings: What is asked of every image. A JSON sidecar stands beside the formats: the first to be written, as it
+            says whose they are, and the last, once they are whole.
         batch_size: Images that the network sees at once.
-        overwrite: Replace results that exist.
+        overwrite: Replace results that a sidecar of ours names.
     Yields:
         One outcome a job, in order.
     Raises:
         OptionError: If the batch size or the input size cannot work.
     """
-    waiting = deque(jobs)
+    waiting: deque[tuple[Job, _PhotoFacts]] = deque()
     written: deque[Outcome | Future[Outcome]] = deque()
 
+    def sources() -> Iterator[str]:
+        for job in jobs:
+            waiting.append((job, photo_facts(job.source)))  # before it is read: a photo that changes later is redone
+            yield job.source
+
     def fail(_: ImageSource, error: ImageError) -> None:
-        written.append(Outcome(waiting.popleft().source, error=error))
+        written.append(Outcome(waiting.popleft()[0].source, error=error))
 
     def open_checked() -> DepthModel:
         model = open_model()
@@ -263,16 +125,18 @@ def predict_files(
 
     results = predict_stream(
         open_checked,
-        [job.source for job in waiting],
+        sources(),
         batch_size=batch_size,
         input_size=settings.input_size,
+        background=settings.background,
         on_error=fail,
     )
     with _writers() as writers:
         for number, result in enumerate(results):
             if number % TRIM_EVERY == TRIM_EVERY - 1:
                 _trim_heap()
-            written.append(writers.submit(_write, waiting.popleft(), result, out, settings, overwrite))
+            job, photo = waiting.popleft()
+            written.append(writers.submit(_write, job, photo, result, out, settings, overwrite))
             yield from _finished(written, at_most=max(batch_size, WRITING_THREADS))
         yield from _finished(written, at_most=0)
 
@@ -305,29 +169,75 @@ def _is_ready(outcome: Outcome | Future[Outcome]) -> bool:
     return isinstance(outcome, Outcome) or outcome.done()
 
 
-def _write(job: Job, result: DepthResult, out: Path, settings: Settings, overwrite: bool) -> Outcome:
+def _write(
+    job: Job, photo: _PhotoFacts, result: DepthResult, out: Path, settings: Settings, overwrite: bool
+) -> Outcome:
     outputs = job.outputs(out, settings.formats)
     names = {name: file.name for name, file in outputs.items()}
-    facts = {**result.sidecar(), "image": _image_path(job, out), "settings": settings.facts(), "files": names}
-    text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+    place = job.sidecar(out)
+    before = read_sidecar(place) if overwrite else None
+    ours = named_files(before) - {place.name} if before is not None else set()
+    earlier = sorted(name for name in ours - set(names.values()) if os.path.lexists(place.with_name(name)))
+    claim = {
+        "image": image_path(job, out),
+        "settings": settings.facts(),
+        "files": names,
+        "earlier_files": earlier,
+        "mlx_depth": __version__,
+    }
     try:
-        if overwrite:
-            _remove(job.sidecar(out))  # while files are replaced, nothing says that they are complete
-        for name, file in outputs.items():
-            if name != "json":
-                result.save(file, format=name, overwrite=overwrite, cmap=settings.cmap)
-        atomic_write(job.sidecar(out), lambda stream: _write_text(stream, text), overwrite=overwrite)
+        _refuse_newcomers([file for name, file in outputs.items() if name != "json" and file.name not in ours])
+        # Whenever the run ends from here on, the sidecar says whose the files are; without sizes they are not complete.
+        _write_json(place, claim, overwrite=before is not None)
+        _save_all(result, outputs, settings, ours, claim, place)
+        sizes = {file.name: bytes_of(file) for name, file in outputs.items() if name != "json"}
+        facts = {**result.sidecar(), **claim, "file_bytes": sizes, "photo": photo}
+        _write_json(place, facts, overwrite=True)
     except SaveError as error:
         return Outcome(job.source, error=error)
-    return Outcome(job.source, tuple(job.files(out, settings.formats)), facts)
+    return Outcome(job.source, {**outputs, "json": place}, facts)
 
 
-def _remove(file: Path) -> None:
+def _refuse_newcomers(files: Sequence[Path]) -> None:
+    """Files that have appeared since ``unfinished`` looked are not ours: no sidecar may claim them."""
+    for file in files:
+        if os.path.lexists(file):
+            raise SaveError(f"{file} has appeared meanwhile: move it away, or take another folder with -o.")
+
+
+def _save_all(
+    result: DepthResult,
+    outputs: dict[str, Path],
+    settings: Settings,
+    ours: set[str],
+    claim: dict[str, Any],
+    place: Path,
+) -> None:
+    written = set(ours)
     try:
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        raise SaveError(f"cannot replace {file}: {error.strerror}. Check its folder.") from error
+        for name, file in outputs.items():
+            if name != "json":
+                result.save(file, format=name, overwrite=file.name in ours, cmap=settings.cmap)
+                written.add(file.name)
+    except SaveError:
+        with suppress(OSError):
+            _keep_claim(place, claim, written)
+        raise
 
 
-def _write_text(stream: BinaryIO, text: str) -> None:
-    stream.write(text.encode())
+def _keep_claim(place: Path, claim: dict[str, Any], written: set[str]) -> None:
+    """Claim no more than what was written; a sidecar that claims nothing goes."""
+    files = {name: file for name, file in claim["files"].items() if file in written}
+    if files or claim["earlier_files"]:
+        _write_json(place, claim | {"files": files}, overwrite=True)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _write_json(file: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
+    text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(text.encode())
+
+    atomic_write(file, write, overwrite=overwrite)

@@ -10,6 +10,7 @@ import math
 
 import mlx.core as mx
 
+from mlx_depth.linux_cpu.kernel_cache import fused
 from mlx_depth.linux_cpu.streams import in_parts, on_linux_cpu
 
 CACHE_BYTES = 1 << 21  # what the caches next to a core hold
@@ -102,7 +103,7 @@ def _power_of_two(y: mx.array) -> mx.array:
 # of floats (which stops vectorisation). So the polynomials are split (Estrin's scheme) rather than nested.
 
 
-@mx.compile
+@fused
 def _power_bits(y: mx.array) -> mx.array:
     """The bits of 2**(y + 0.5) as int32: the exponent's and the mantissa's, added."""
     c = _POWER
@@ -114,7 +115,7 @@ def _power_bits(y: mx.array) -> mx.array:
     return mx.maximum(mantissa.astype(mx.int32) + exponent.astype(mx.int32), 0)
 
 
-@mx.compile
+@fused
 def _tail_exponent(x: mx.array) -> mx.array:
     """log2(Φ(-|x|)) - 0.5."""
     c = _TAIL
@@ -126,7 +127,7 @@ def _tail_exponent(x: mx.array) -> mx.array:
     return (low + high * a4) + c[8] * (a4 * a4)
 
 
-@mx.compile
+@fused
 def _subtract_tail(x: mx.array, tail: mx.array) -> mx.array:
     """max(x, 0) - |x| * tail."""
     a = mx.abs(x)

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.nn import ops
+from mlx_depth.nn import activations, ops
 
 
 class MLP(nn.Module):
@@ -28,7 +28,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden_dims, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(activations.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def swiglu_hidden_dims(mlp_dims: int) -> int:

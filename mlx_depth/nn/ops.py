@@ -8,6 +8,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_depth.nn import activations
+
 try:
     from mlx_depth.linux_cpu import kernels
     from mlx_depth.linux_cpu.streams import cores, in_parts
@@ -44,7 +46,7 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
 
 def gelu(x: mx.array) -> mx.array:
     """Exact (erf) GELU of any shape and float type."""
-    return kernels.gelu(x) if _has_kernels(x) else nn.gelu(x)
+    return kernels.gelu(x) if _has_kernels(x) else activations.gelu(x)
 
 
 def conv2d(layer: nn.Conv2d, x: mx.array) -> mx.array:

@@ -10,13 +10,15 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_depth.errors import ImageError
-from mlx_depth.io.image import ImageSource, LoadedImage, load_image
+from mlx_depth.io.image import ImageSource, LoadedImage
 
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
 WINDOW = 4  # batches' worth of images that may wait for others of their size
 
 Size = tuple[int, int]
 T = TypeVar("T")
+_Read = Callable[[ImageSource], LoadedImage]
+_Decoded = tuple[ImageSource, LoadedImage | ImageError]
 OnError = Callable[[ImageSource, ImageError], None]
 # What belongs to the caller and may change, or can only be read in the caller's thread, is taken over at once.
 _TAKEN_AT_ONCE = (np.ndarray, bytearray, memoryview, mx.array)
@@ -74,12 +76,20 @@ class Batches(Generic[T]):
             self._done[number] = (source, outcome)
 
 
-def stream(batches: Batches[T], images: Iterable[ImageSource], *, ahead: int, on_error: OnError | None) -> Iterator[T]:
+def stream(
+    batches: Batches[T],
+    images: Iterable[ImageSource],
+    *,
+    read: _Read,
+    ahead: int,
+    on_error: OnError | None,
+) -> Iterator[T]:
     """Results in the order of the images; an error comes once the results before it are out.
 
     Args:
         batches: Groups and runs the images.
         images: Any iterator of them.
+        read: Loads one image.
         ahead: How many are decoded, at the most, before they are asked for.
         on_error: Called with each image that cannot be read, and its error, in order; None: the error is raised.
     """
@@ -94,7 +104,7 @@ def stream(batches: Batches[T], images: Iterable[ImageSource], *, ahead: int, on
                 yield outcome
 
     failure: Exception | None = None
-    with _decoding(images, ahead) as decoded:
+    with _decoding(images, read, ahead) as decoded:
         for number, item in enumerate(decoded):
             if isinstance(item, Exception):
                 failure = item
@@ -106,31 +116,28 @@ def stream(batches: Batches[T], images: Iterable[ImageSource], *, ahead: int, on
         raise failure
 
 
-_Decoded = tuple[ImageSource, LoadedImage | ImageError]
-
-
 @contextmanager
-def _decoding(images: Iterable[ImageSource], ahead: int) -> Iterator[Iterator[_Decoded | Exception]]:
+def _decoding(images: Iterable[ImageSource], read: _Read, ahead: int) -> Iterator[Iterator[_Decoded | Exception]]:
     """Threads that load images in order, at most ``ahead`` of them before they are asked for.
 
     Where the caller's iterator fails, its error is the last item.
     """
     pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="mlx-depth-decode")
     try:
-        yield _decode_ahead(pool, images, ahead)
+        yield _decode_ahead(pool, images, read, ahead)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _decode_ahead(
-    pool: ThreadPoolExecutor, images: Iterable[ImageSource], ahead: int
+    pool: ThreadPoolExecutor, images: Iterable[ImageSource], read: _Read, ahead: int
 ) -> Iterator[_Decoded | Exception]:
     queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
     failure: Exception | None = None
     sources = iter(images)
     while True:
         try:
-            queue.append((source := next(sources), _start_loading(pool, source)))
+            queue.append((source := next(sources), _start_loading(pool, read, source)))
         except StopIteration:
             break
         except Exception as error:
@@ -145,16 +152,16 @@ def _decode_ahead(
         yield failure
 
 
-def _start_loading(pool: ThreadPoolExecutor, source: ImageSource) -> Future[LoadedImage | ImageError]:
+def _start_loading(pool: ThreadPoolExecutor, read: _Read, source: ImageSource) -> Future[LoadedImage | ImageError]:
     if not isinstance(source, _TAKEN_AT_ONCE):
-        return pool.submit(_try_load, source)
+        return pool.submit(_try_load, read, source)
     loaded: Future[LoadedImage | ImageError] = Future()
-    loaded.set_result(_try_load(source))
+    loaded.set_result(_try_load(read, source))
     return loaded
 
 
-def _try_load(source: ImageSource) -> LoadedImage | ImageError:
+def _try_load(read: _Read, source: ImageSource) -> LoadedImage | ImageError:
     try:
-        return load_image(source)
+        return read(source)
     except ImageError as error:
         return error

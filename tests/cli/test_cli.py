@@ -106,13 +106,18 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_twenty_photos_three_broken_then_resume(twenty: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = run("predict", twenty, "-o", out, *DEMO)
+    first = run("predict", twenty, "-o", out, *DEMO, "--verbose")
     assert first.returncode == 1
     assert len(list(out.glob("*.npy"))) == len(list(out.glob("*_color.png"))) == len(list(out.glob("*.json"))) == 17
-    assert first.stdout.splitlines() == [
-        f"{out}/{number:02}{ending}" for number in range(17) for ending in (".npy", "_color.png", ".json")
+    listed = first.stdout.splitlines()
+    assert [line for line in listed if line.startswith("  ")] == [
+        f"  {out}/{number:02}{ending}" for number in range(17) for ending in (".npy", "_color.png", ".json")
     ]
-    errors = first.stderr.splitlines()
+    photos = [line for line in listed if not line.startswith("  ")]
+    assert all(re.search(rf": \d+×\d+, relative inverse depth, [\d.]+ to [\d.]+ → {out}$", line) for line in photos)
+    assert len(photos) == 17
+    model, *errors = first.stderr.splitlines()
+    assert model.startswith("mlx-depth-demo: relative inverse depth")
     assert len(errors) == 4
     for line, name, reason in zip(
         errors,
@@ -168,8 +173,8 @@ def test_writing_overlaps_and_keeps_the_order(photos: Path, tmp_path: Path, monk
     monkeypatch.setattr(mlx_depth.DepthResult, "save", slow_first)
     out = tmp_path / "out"
     assert main("predict", photos, "-o", out, *DEMO, "--format", "npy") == 0
-    names = [f"{out}/{number}.{end}" for number in range(3) for end in ("npy", "json")]
-    assert capsys.readouterr().out.split() == names
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" → ")[2] for line in lines] == [f"{out}/{number}.npy" for number in range(3)]
 
 
 def writing_threads() -> list[str]:
@@ -235,7 +240,7 @@ def test_resume_redoes_what_is_not_complete(photos: Path, tmp_path: Path, capsys
     assert main("predict", photos, "-o", out, *DEMO) == 0
     before = snapshot(out)
     (out / "0_color.png").unlink()
-    (out / "1.json").write_text("{")
+    (out / "1.npy").write_bytes(b"")
     photo(20, 20).save(photos / "new.png")
     assert main("predict", photos, "-o", out, *DEMO, "--resume") == 0
     assert "3 done, 1 complete before, 0 failed" in capsys.readouterr().err
@@ -259,8 +264,6 @@ def test_existing_results_are_refused_before_any_work(photos: Path, tmp_path: Pa
 
 def test_overwrite(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "1.npy").write_text("mine")
     assert main("predict", photos, "-o", out, *DEMO, "--overwrite") == 0
     before = snapshot(out)
     assert main("predict", photos, "-o", out, *DEMO, "--overwrite") == 0
@@ -324,7 +327,8 @@ def test_patterns_lists_and_urls(photos: Path, tmp_path: Path, monkeypatch: pyte
         Path("list.txt").write_text(f"photos/0.jpg\n{url}/remote.jpg\n")
         done = run("predict", "photos/[12].jpg", "list.txt", "-o", "out", *DEMO, "--format", "npy")
     assert done.returncode == 0
-    assert done.stdout.split() == [f"out/{name}.{end}" for name in ("1", "2", "0", "remote") for end in ("npy", "json")]
+    made = [line.rpartition(" → ")[2] for line in done.stdout.splitlines()]
+    assert made == [f"out/{name}.npy" for name in ("1", "2", "0", "remote")]
     assert np.load("out/remote.npy").shape == (24, 32)
     assert json.loads(Path("out/remote.json").read_text())["image"] == f"{url}/remote.jpg"
 
@@ -405,7 +409,6 @@ def test_impossible_options(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "VERB"),
         (["predikt"], "invalid choice: 'predikt'"),
         (["predict"], "PATH"),
         (["predict", "a.jpg", "--inputsize", "3"], "unrecognized arguments: --inputsize"),
@@ -435,14 +438,10 @@ def test_missing_extra_is_named_before_any_work(photos: Path, no_model: None, mo
 def test_result_that_cannot_be_replaced_is_one_error(photos: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "out/1.json").mkdir(parents=True)
     (tmp_path / "out/2.npy").mkdir(parents=True)
-    assert main("predict", photos, "-o", tmp_path / "out", *DEMO, "--overwrite") == 1
-    captured = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in captured] == [
-        "mlx-depth",
-        "mlx-depth",
-        "1 done, 0 complete before, 2 failed",
-    ]
-    assert (tmp_path / "out/0.json").is_file()
+    assert main("predict", photos, "-o", tmp_path / "out", *DEMO, "--overwrite") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mlx-depth: error: {tmp_path}/out/1.json exists (and 1 more), and no sidecar of mlx-depth")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["1.json", "2.npy"]
 
 
 # Streams.
@@ -459,7 +458,7 @@ def test_json_is_one_object_a_line(photos: Path, tmp_path: Path) -> None:
     by_name = {Path(line["image"]).name: line for line in lines}
     assert by_name["broken.jpg"].keys() == by_name["gone"].keys() == {"image", "error"}
     facts = by_name["0.jpg"]
-    assert facts["files"] == [f"{out}/0.npy", f"{out}/0_color.png", f"{out}/0.json"]
+    assert facts["files"] == {"npy": f"{out}/0.npy", "color": f"{out}/0_color.png", "json": f"{out}/0.json"}
     assert (facts["model"], facts["unit"], facts["size"]) == ("mlx-depth-demo", "", [40, 60])
     again = run("predict", photos / "0.jpg", "-o", out, *DEMO, "--json", "--resume")
     assert json.loads(again.stdout) == {"image": str(photos / "0.jpg"), "skipped": True, "files": facts["files"]}
@@ -474,10 +473,11 @@ def test_odd_file_names(name: bytes, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(name)
     path.write_bytes(encoded(photo(20, 30)))
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    arguments = command("predict", path, "-o", tmp_path / "out", *DEMO, "--format", "npy")
+    arguments = command("predict", path, "-o", tmp_path / "out", *DEMO, "--format", "npy", "--verbose")
     done = subprocess.run(arguments, capture_output=True, timeout=60, env=strict)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(os.fsencode(tmp_path) + b"/out/" + name.replace(b".jpg", b".npy") + b"\n")
+    assert b"  " + os.fsencode(tmp_path) + b"/out/" + name.replace(b".jpg", b".npy") + b"\n" in done.stdout
+    assert b"\n.jpg:" not in done.stdout
     again = run("predict", path, "-o", tmp_path / "out", *DEMO, "--format", "npy", "--json", "--resume", env=strict)
     assert json.loads(again.stdout)["skipped"]
     path.unlink()
@@ -510,9 +510,9 @@ def test_progress_bar_on_a_terminal(photos: Path, tmp_path: Path) -> None:
     os.close(terminal)
     shown = read_terminal(controller)
     assert process.stdout is not None
-    listed = process.stdout.read().split()
+    listed = process.stdout.read().splitlines()
     assert process.wait(60) == 0
-    assert len(listed) == 9
+    assert len(listed) == 3
     assert "3/3" in shown
     assert re.search(r"\[00:\d\d<00:\d\d, +[\d.]+(image/s|s/image)\]", shown), shown
     assert "Traceback" not in shown
@@ -540,18 +540,44 @@ def test_reader_that_has_gone_is_no_error(twenty: Path, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    assert process.stdout.readline().endswith(b"00.npy\n")
+    assert process.stdout.readline().startswith(os.fsencode(twenty) + b"/00.jpg: ")
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     assert process.wait(60) == 1
 
 
+# The command, whose sixth image has one of its files until the interrupt arrives: so it cannot end before.
+WAITS_FOR_INTERRUPT = """
+import signal, sys, threading
+from mlx_depth import cli
+from mlx_depth import DepthResult
+
+save, interrupted = DepthResult.save, threading.Event()
+
+def waiting(result, file, **options):
+    if file.name == "06_color.png":
+        interrupted.wait()
+    return save(result, file, **options)
+
+def interrupt(*_):
+    interrupted.set()
+    raise KeyboardInterrupt
+
+DepthResult.save = waiting
+signal.signal(signal.SIGINT, interrupt)
+sys.exit(cli.main())
+"""
+
+
 def test_interrupt_leaves_no_half_written_file_and_resume_goes_on(twenty: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     size = ["--model", "mlx-depth-demo", "--input-size", "98"]
     process = subprocess.Popen(
-        command("predict", twenty, "-o", out, *size), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS_FOR_INTERRUPT, "predict", twenty, "-o", out, *size],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -663,3 +689,76 @@ def test_the_bare_command_shows_what_there_is(capsys) -> None:
     shown = capsys.readouterr().out
     assert "mlx-depth predict photo.jpg" in shown
     assert all(verb in shown for verb in ("predict", "models", "info", "convert", "verify", "coreml-check"))
+
+
+def test_quiet_says_nothing_but_errors(photos: Path, tmp_path: Path, capsys) -> None:
+    (photos / "broken.jpg").write_bytes(b"broken")
+    assert main("predict", photos, "-o", tmp_path / "out", *DEMO, "--quiet") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"mlx-depth: {photos / 'broken.jpg'} ")
+
+
+def test_what_lies_beside_the_photos_is_counted(photos: Path, tmp_path: Path, capsys) -> None:
+    (photos / "notes.txt").write_text("buy milk")
+    assert main("predict", photos, "-o", tmp_path / "out", *DEMO, "--format", "npy") == 0
+    assert "left out: 1 no image (.txt)" in capsys.readouterr().err
+
+
+def test_one_photo_into_a_file(photos: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "my.png"
+    assert main("predict", photos / "0.jpg", "-o", out, *DEMO) == 0
+    assert capsys.readouterr().out.endswith(f" → {out}\n")
+    assert sorted(file.name for file in tmp_path.glob("my*")) == ["my.json", "my.png"]
+
+
+def test_a_reference_is_part_of_what_was_asked(photos: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["predict", photos / "0.jpg", "-o", tmp_path / "out", *DEMO, "--format", "npy"]
+    assert main(*arguments) == 0
+    ours = np.load(tmp_path / "out/0.npy")
+    assert main(*arguments, "--resume", "--reference", "transformers") == 0
+    assert "1 done, 0 complete before" in capsys.readouterr().err
+    theirs = np.load(tmp_path / "out/0.npy")
+    assert np.abs(theirs - ours).max() > 0
+    model = mlx_depth.load("mlx-depth-demo", reference="transformers")
+    np.testing.assert_array_equal(theirs, model.predict(photos / "0.jpg", input_size=28).depth)
+
+
+def test_a_background_shows_through(tmp_path: Path) -> None:
+    picture = photo(30, 40).convert("RGBA")
+    picture.putalpha(Image.fromarray(np.tile(np.array([[0] * 20 + [255] * 20], np.uint8), (30, 1))))
+    picture.save(tmp_path / "a.png")
+    model = mlx_depth.load("mlx-depth-demo")
+    for name, rgb in (("black", (0, 0, 0)), ("#ff8000", (255, 128, 0))):
+        out = tmp_path / f"{name.strip('#')}.npy"
+        assert main("predict", tmp_path / "a.png", "-o", out, *DEMO, "--background", name) == 0
+        result = model.predict(tmp_path / "a.png", input_size=28, background=rgb)
+        assert tuple(result.image[0, 0]) == rgb
+        np.testing.assert_array_equal(np.load(out), result.depth)
+    with pytest.raises(SystemExit):
+        main("predict", tmp_path / "a.png", *DEMO, "--background", "no-color")
+
+
+def test_a_device_that_is_not_there(photos: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main("predict", photos / "0.jpg", "-o", tmp_path / "out", *DEMO, "--device", "cpu") == 0
+    monkeypatch.setattr(mx, "is_available", lambda device: False)
+    assert main("predict", photos / "0.jpg", "-o", tmp_path / "new", *DEMO, "--device", "gpu") == 2
+    assert "MLX has no GPU here: leave --device gpu out" in capsys.readouterr().err
+
+
+def test_a_list_on_stdin_and_comments(photos: Path, tmp_path: Path) -> None:
+    lines = f"# two of three\n{photos / '2.jpg'}\n\n{photos / '0.jpg'}\n"
+    arguments = command("predict", "-", "-o", tmp_path / "out", *DEMO, "--format", "npy")
+    done = subprocess.run(arguments, input=lines, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [line.rpartition("/")[2] for line in done.stdout.splitlines()] == ["2.npy", "0.npy"]
+
+
+def test_a_text_that_is_no_list(photos: Path, tmp_path: Path, capsys) -> None:
+    """As ``predict pics/*`` meets it."""
+    (photos / "notes.txt").write_text("buy milk\ncall the plumber\n")
+    assert main("predict", *sorted(photos.iterdir()), "-o", tmp_path / "out", *DEMO, "--format", "npy") == 1
+    captured = capsys.readouterr()
+    assert "notes.txt is no list of images, none of its lines leads to a file (the first is 'buy milk')" in captured.err
+    assert "3 done, 0 complete before, 1 failed" in captured.err

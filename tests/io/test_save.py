@@ -21,9 +21,9 @@ from support import require, seeded
 
 from mlx_depth.camera import Camera
 from mlx_depth.errors import OptionError, SaveError
+from mlx_depth.io.atomic import atomic_write
 from mlx_depth.io.formats import FORMATS
 from mlx_depth.io.png16 import png16_scale, png16_values
-from mlx_depth.io.save import atomic_write
 from mlx_depth.kinds import DepthKind
 from mlx_depth.result import DepthResult
 
@@ -562,7 +562,7 @@ def test_of_several_writers_one_wins(hard_links, tmp_path, monkeypatch):
 def test_two_processes(overwrite, tmp_path):
     code = (
         "import sys\n"
-        "from mlx_depth.io.save import atomic_write\n"
+        "from mlx_depth.io.atomic import atomic_write\n"
         "path, letter, overwrite = sys.argv[1], sys.argv[2], sys.argv[3] == 'True'\n"
         "def write(stream):\n"
         "    stream.write(letter.encode() * 100_000)\n"

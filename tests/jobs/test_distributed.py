@@ -98,7 +98,7 @@ def test_two_ranks_do_every_image_once_then_resume(photos: Path, tmp_path: Path,
     assert "rank 1 of 2: 1/4 [" in second[2]  # progress
     assert sorted(file.name for file in (tmp_path / "out").glob("*.npy")) == [f"{number}.npy" for number in range(8)]
 
-    for name in ("1.json", "6.npy"):
+    for name in ("1.npy", "6.npy"):
         (tmp_path / "out" / name).unlink()
     with launched(hosts, [*arguments, "--resume"], [*arguments, "--resume"]) as processes:
         done = finish(processes)
@@ -129,7 +129,7 @@ def test_killed_rank_then_resume(photos: Path, tmp_path: Path, hosts: Path) -> N
             first, second = finish(processes)
     assert (first[0], second[0]) == (0, 0)
     assert "rank 0 of 2: 0 done, 4 complete before" in first[2]
-    written = [name for name in (first[1] + second[1]).split() if name.endswith(".npy")]
+    written = [line.rpartition(" → ")[2] for line in (first[1] + second[1]).splitlines()]
     assert written == [f"{out}/{number}.npy" for number in (1, 3, 5, 7) if str(number) not in complete]
     assert len(list(out.glob("*.npy"))) == 8
 

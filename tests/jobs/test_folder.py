@@ -1,375 +1,255 @@
-"""Which images paths stand for, what their results are called, and which of them are complete."""
+"""Whole jobs with the demo model: what lies in the folder afterwards, and what is left of the user's files."""
 
 import json
 import os
+import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
+from support import seeded
 
-from mlx_depth.errors import OptionError, SaveError
-from mlx_depth.jobs.folder import Job, Settings, find_images, unfinished
+import mlx_depth
+from mlx_depth.errors import SaveError
+from mlx_depth.io.ours import results_in
+from mlx_depth.jobs.folder import Outcome, plan, predict_files
+from mlx_depth.jobs.naming import find_images
+from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
+from mlx_depth.predictor import DepthModel
+from mlx_depth.result import DepthResult
 
-ASKED = Settings("mlx-depth-demo", "float32")
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
-
-
-def found(*paths: str | Path, recursive: bool = False, out: Path | None = None) -> dict[str, str]:
-    """Name of the image → stem of its results; nothing may fail."""
-    jobs, failed, _ = find_images([str(path) for path in paths], recursive=recursive, out=out)
-    assert failed == []
-    return {Path(job.source).name: str(job.stem) for job in jobs}
+RESUME, OVERWRITE = {"resume": True}, {"overwrite": True}
 
 
-def errors(*paths: str | Path, recursive: bool = False) -> list[str]:
-    jobs, failed, _ = find_images([str(path) for path in paths], recursive=recursive)
-    assert jobs == []
-    return [str(outcome.error) for outcome in failed]
+def write_photo(file: Path, number: int = 0, size: tuple[int, int] = (20, 30)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.clip(seeded(f"photo {number}", (*size, 3), 60) + 128, 0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(file)
 
 
-@pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def model() -> DepthModel:
+    return mlx_depth.load("mlx-depth-demo")
 
 
-# Finding.
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(3):
+        write_photo(tmp_path / f"photos/{number}.png", number)
+    return tmp_path / "photos"
 
 
-def test_folder_holds_its_visible_images_by_name(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "b.JPG", "a.png", "c.heic", "notes.txt", "d.npy", ".hidden.jpg", "._a.jpg", "sub/e.jpg")
-    assert list(found("in")) == ["a.png", "b.JPG", "c.heic"]
-    assert found(tmp_path / "in") == {"a.png": "a", "b.JPG": "b", "c.heic": "c"}
-    assert find_images(["in/"]) == find_images(["in"])
+def asked(*formats: str) -> Settings:
+    return Settings("mlx-depth-demo", "float32", input_size=28, formats=formats or DEFAULT_FORMATS)
 
 
-def test_recursive_keeps_the_structure_and_leaves_hidden_folders_out(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a.jpg", "x/a.jpg", "x/y/b.jpg", ".trash/c.jpg", "x/.cache/d.jpg")
-    jobs, *_ = find_images(["in"], recursive=True)
-    assert {job.source: str(job.stem) for job in jobs} == {
-        "in/a.jpg": "a",
-        "in/x/a.jpg": "x/a",
-        "in/x/y/b.jpg": "x/y/b",
-    }
+def run(
+    model: DepthModel, paths: Sequence[Path], out: Path, settings: Settings, **options: bool
+) -> tuple[list[Outcome], int]:
+    """The outcomes, and how many were complete before."""
+    todo = plan([str(path) for path in paths], out, settings, **options)
+    outcomes = predict_files(lambda: model, todo.waiting, todo.out, todo.settings, overwrite=any(options.values()))
+    return list(outcomes), len(todo.jobs) - len(todo.waiting)
 
 
-def test_file_that_is_named_outright_may_be_called_anything(tmp_path: Path) -> None:
-    touch(tmp_path, "photo", "scan.dat", ".hidden.jpg", "notes.TXT.jpg")
-    expected = {"photo": "photo", "scan.dat": "scan", ".hidden.jpg": ".hidden", "notes.TXT.jpg": "notes.TXT"}
-    assert found("photo", "scan.dat", ".hidden.jpg", "notes.TXT.jpg") == expected
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(place)): file.read_bytes() for file in place.rglob("*") if file.is_file()}
 
 
-def test_pattern(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a1.jpg", "a2.jpg", "b1.jpg", "a3.txt", ".a4.jpg", "x/a5.jpg", "y/a6.jpg", "y/z/a7.jpg")
-    assert list(found("in/a*")) == ["a1.jpg", "a2.jpg"]
-    assert found("in/*/*.jpg") == {"a5.jpg": "x/a5", "a6.jpg": "y/a6"}
-    assert list(found("in/**/a?.jpg")) == ["a1.jpg", "a2.jpg", "a5.jpg", "a6.jpg", "a7.jpg"]
-    assert found("in/[xy]") == {"a5.jpg": "x/a5", "a6.jpg": "y/a6"}
-    assert found("in/[xy]", recursive=True)["a7.jpg"] == "y/z/a7"
-    assert found("in/*/../a1.jpg") == {"a1.jpg": "a1"}
+# The user's files.
 
 
-def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
-    touch(tmp_path, "photo[1].jpg", "photo1.jpg")
-    assert found("photo[1].jpg") == {"photo[1].jpg": "photo[1]"}
+@pytest.mark.parametrize("options", [RESUME, OVERWRITE, RESUME | OVERWRITE, {}])
+@pytest.mark.parametrize("name", ["0.json", "0.npy", "0_color.png"])
+def test_files_that_we_did_not_write_survive(
+    name: str, options: dict[str, bool], model: DepthModel, photos: Path
+) -> None:
+    """The photos' own folder as output: its name is that of a file of the user."""
+    (photos / name).write_bytes(b"mine")
+    before = contents(photos)
+    with pytest.raises(SaveError, match=rf"{name} exists, and no sidecar of mlx-depth names it"):
+        run(model, [photos / "0.png"], photos, asked(), **options)
+    assert contents(photos) == before
 
 
-def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    touch(tmp_path, "in/a.jpg")
-    assert found("~/in") == found("~/in/*.jpg") == found("~/in/a.jpg") == {"a.jpg": "a"}
+def test_first_run_into_the_photos_own_folder_then_resume(model: DepthModel, photos: Path) -> None:
+    before = contents(photos)
+    paths = [photos / f"{number}.png" for number in range(3)]
+    run(model, paths, photos, asked())
+    assert run(model, paths, photos, asked(), resume=True) == ([], 3)
+    assert {name: data for name, data in contents(photos).items() if name in before} == before
 
 
-def test_list_of_paths(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.jpg", "in/ü.jpg", "b.jpg", "c1.png", "c2.png")
-    lines = "\ufeffin\n\n  b.jpg  \r\nc*.png\nhttp://host/d.jpg\n"
-    (tmp_path / "list.txt").write_text(lines, encoding="utf-8")
-    assert list(found("list.txt")) == ["a.jpg", "ü.jpg", "b.jpg", "c1.png", "c2.png", "d.jpg"]
+def test_photo_is_never_a_result(model: DepthModel, photos: Path) -> None:
+    write_photo(photos / "b.tiff")
+    before = contents(photos)
+    for options in (RESUME, OVERWRITE, {}):
+        with pytest.raises(SaveError, match=r"b\.tiff is an input image"):
+            run(model, [photos / "b.tiff"], photos, asked("tiff"), **options)
+    assert contents(photos) == before
 
 
-def test_one_bad_line_does_not_take_the_others_along(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "b.jpg", "empty/readme.md")
-    (tmp_path / "list.txt").write_text("a.jpg\nempty\nno*match.jpg\nb.jpg\n")
-    jobs, failed, _ = find_images(["list.txt"])
-    assert [job.source for job in jobs] == ["a.jpg", "b.jpg"]
-    assert [outcome.image for outcome in failed] == ["empty", "no*match.jpg"]
+def test_file_that_appears_meanwhile_survives(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    todo = plan([str(photos / "0.png")], out, asked(), overwrite=True)
+    (out / "0_color.png").write_bytes(b"mine")
+    (outcome,) = predict_files(lambda: model, todo.waiting, out, asked(), overwrite=True)
+    assert "0_color.png has appeared meanwhile" in str(outcome.error)
+    assert contents(out) == {"0_color.png": b"mine"}
 
 
-def test_list_that_names_itself_ends(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("list.txt\n")
-    assert found("list.txt") == {"list.txt": "list"}  # loading it says that it is not an image
+def test_a_failure_claims_only_what_was_written(model: DepthModel, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """As where the disk fills up, or a file appears between two of ours."""
+    out, save = tmp_path / "out", DepthResult.save
+
+    def second_fails(result: object, file: Path, **options: object) -> Path:
+        if file.name == "0_color.png":
+            file.write_bytes(b"mine")
+        return save(result, file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DepthResult, "save", second_fails)
+    outcomes, _ = run(model, [photos / "0.png"], out, asked())
+    assert "0_color.png exists" in str(outcomes[0].error)
+    assert json.loads((out / "0.json").read_text())["files"] == {"npy": "0.npy"}
+    with pytest.raises(SaveError, match=r"0_color\.png exists, and no sidecar"):
+        run(model, [photos / "0.png"], out, asked(), resume=True)
+    assert (out / "0_color.png").read_bytes() == b"mine"
 
 
-def test_url_names() -> None:
-    urls = {
-        "http://host/dir/photo.jpg": "photo",
-        "https://host/my%20photo.png?size=large&x=/y.jpg#top": "my photo",
-        "http://host/": "image",
-        "http://host:80/%2e%2e%2f%00..": "_",
-        "http://user:secret@host/photo.jpg": "host/photo",
-    }
-    jobs, *_ = find_images(list(urls))
-    assert [job.source for job in jobs] == list(urls)
-    assert str(jobs[1].stem) == "my photo"
-    assert str(jobs[2].stem) == "image"
-    assert not any(".." in job.stem.parts or "\0" in str(job.stem) or "secret" in str(job.stem) for job in jobs)
-    assert len({str(job.stem) for job in jobs}) == len(urls)
+def test_failure_at_the_first_file_leaves_nothing(model: DepthModel, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise SaveError("no space left. Free some.")
+
+    monkeypatch.setattr(DepthResult, "save", full)
+    outcomes, _ = run(model, [photos], tmp_path / "out", asked())
+    assert [str(outcome.error) for outcome in outcomes] == ["no space left. Free some."] * 3
+    assert contents(tmp_path / "out") == {}
 
 
-def test_each_image_once(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.jpg", "in/b.jpg")
-    jobs, *_ = find_images(["in/b.jpg", "in", "./in/a.jpg", str(tmp_path / "in/a.jpg"), "in/*.jpg"])
-    assert [job.source for job in jobs] == ["in/b.jpg", "in/a.jpg"]
+def test_formats_that_change_stay_ours(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    """What an earlier run wrote in another format may be replaced later; what the user put in its place may not."""
+    out = tmp_path / "out"
+    run(model, [photos / "0.png"], out, asked("npy", "color"))
+    run(model, [photos / "0.png"], out, asked("pfm"), overwrite=True)
+    facts = json.loads((out / "0.json").read_text())
+    assert (facts["files"], facts["earlier_files"]) == ({"pfm": "0.pfm"}, ["0.npy", "0_color.png"])
+    assert results_in(out) == {"0.pfm", "0.npy", "0_color.png", "0.json"}
+    (out / "0.npy").unlink()
+    run(model, [photos / "0.png"], out, asked("pfm"), overwrite=True)
+    (out / "0.npy").write_bytes(b"mine")
+    with pytest.raises(SaveError, match=r"0\.npy exists, and no sidecar"):
+        run(model, [photos / "0.png"], out, asked("npy"), overwrite=True)
+    run(model, [photos / "0.png"], out, asked("color", "json"), resume=True)
+    assert json.loads((out / "0.json").read_text())["files"] == {"color": "0_color.png", "json": "0.json"}
+    assert run(model, [photos / "0.png"], out, asked("color"), resume=True) == ([], 1)
 
 
-def test_output_folder_within_the_input_is_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.jpg", "in/depth/a_color.png", "in/depth/x/b_color.png")
-    out = tmp_path / "in/depth"
-    assert list(found("in", recursive=True, out=out)) == ["a.jpg"]
-    assert list(found("in/**/*.*g", out=out)) == ["a.jpg"]
-    assert list(found("in/*", out=Path("in/depth"))) == ["a.jpg"]
-    assert list(found("in/depth/a_color.png", out=out)) == ["a_color.png"]  # named outright
+def test_sidecar_records_photo_and_sizes(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(model, [photos / "0.png"], out, asked())
+    facts = json.loads((out / "0.json").read_text())
+    assert facts["photo"]["bytes"] == (photos / "0.png").stat().st_size
+    assert facts["file_bytes"] == {name: (out / name).stat().st_size for name in ("0.npy", "0_color.png")}
+    assert facts["earlier_files"] == []
 
 
-def test_input_within_the_output_folder_is_taken(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.jpg")
-    assert list(found("in", out=tmp_path)) == ["a.jpg"]
-    assert list(found("in/*.jpg", recursive=True, out=Path())) == ["a.jpg"]
+def test_replaced_photo_and_emptied_result_are_redone(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(model, [photos], out, asked())
+    write_photo(photos / "0.png", 7, (24, 32))
+    (out / "1_color.png").write_bytes(b"")
+    outcomes, complete = run(model, [photos], out, asked(), resume=True)
+    assert [Path(outcome.image).name for outcome in outcomes] == ["0.png", "1.png"]
+    assert complete == 1
+    assert np.load(out / "0.npy").shape == (24, 32)
+    assert Image.open(out / "1_color.png").size == (30, 20)
 
 
-def test_output_folder_is_no_input(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.jpg")
-    for out in ("in", "./in/", tmp_path / "in"):
-        with pytest.raises(OptionError, match="both input and output"):
-            find_images(["in"], out=Path(out))
+def test_photo_that_changes_while_it_is_read_is_redone(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    """The sidecar describes the photo as it was before it was decoded."""
+    out = tmp_path / "out"
+    todo = plan([str(photos / "0.png")], out, asked())
+
+    def late() -> DepthModel:
+        write_photo(photos / "0.png", 9)
+        return model
+
+    list(predict_files(late, todo.waiting, out, asked()))
+    assert len(plan([str(photos / "0.png")], out, asked(), resume=True).waiting) == 1
 
 
-def test_paths_that_stand_for_nothing(tmp_path: Path) -> None:
-    touch(tmp_path, "empty/notes.md", "deep/x/a.jpg", "blank.txt")
-    (tmp_path / "latin.txt").write_bytes("ü.jpg".encode("latin-1"))
-    assert errors("empty", recursive=True) == ["empty holds no image: check the path."]
-    assert errors("deep") == ["deep holds no image: check the path, or add --recursive to look into its folders."]
-    assert errors("*.webp") == ["no image matches *.webp: check the pattern."]
-    assert errors("blank.txt") == ["blank.txt is empty: write one path a line."]
-    assert errors("") == ["a path is empty: check the command."]
-    assert "save it as UTF-8" in errors("latin.txt")[0]
-    assert "check the path" in errors("~nobody-of-this-name/a.jpg")[0]
-    assert "check the path" in errors("x" * 5000)[0]
+# One file.
 
 
-# Naming: no result may overwrite another.
+@pytest.mark.parametrize(("name", "magic"), [("my.png", b"\x89PNG"), ("my.JPG", b"\xff\xd8"), ("my.npy", b"\x93NUMPY")])
+def test_one_photo_into_one_file(name: str, magic: bytes, model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / name
+    for options in ({}, OVERWRITE):
+        outcomes, _ = run(model, [photos / "0.png"], out, asked(), **options)
+        assert list(outcomes[0].files.values()) == [out, out.with_suffix(".json")]
+        assert set(contents(out.parent)) == {"my.json", name}
+        assert out.read_bytes().startswith(magic)
+    assert run(model, [photos / "0.png"], out, asked(), resume=True) == ([], 1)
+    with pytest.raises(SaveError, match="is an input image"):
+        run(model, [photos / "0.png"], photos / "0.png", asked(), overwrite=True)
 
 
-def test_same_stem_twice_keeps_the_suffix(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "a.png", "b.jpg")
-    assert found(".") == {"a.jpg": "a.jpg", "a.png": "a.png", "b.jpg": "b"}
+def test_several_photos_into_a_folder_of_any_name(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    outcomes, _ = run(model, [photos], tmp_path / "my.png", asked("npy"))
+    assert len(outcomes) == 3
+    assert (tmp_path / "my.png/0.npy").is_file()
 
 
-def test_same_name_in_two_folders_gets_the_folder(tmp_path: Path) -> None:
-    touch(tmp_path, "x/a.jpg", "y/a.jpg", "y/b.jpg", "x/sub/a.jpg")
-    for paths in (["x/a.jpg", "y/a.jpg", "y/b.jpg"], ["x", "y"]):
-        jobs, *_ = find_images(paths)
-        assert [str(job.stem) for job in jobs] == ["x/a", "y/a", "b"]
-    (tmp_path / "z").mkdir()
-    os.chdir(tmp_path / "z")
-    jobs, *_ = find_images(["../x/a.jpg", "../y/a.jpg"])
-    assert [str(job.stem) for job in jobs] == ["x/a", "y/a"]  # never ../x/a
+# Results are no photos.
 
 
-def test_suffix_that_is_a_stem(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a.jpg", "a.png", "a.jpg.png")
-    stems = set(found("in").values())
-    assert len(stems) == 3
+def test_second_run_over_the_parent_folder_leaves_results_out(model: DepthModel, photos: Path, tmp_path: Path) -> None:
+    run(model, [photos], photos / "depth", asked("color", "tiff"))
+    run(model, [photos / "0.png"], photos, asked("gray"))
+    for paths in ([str(photos)], [f"{photos}/**/*"], [f"{photos}/**/*.*"]):
+        jobs, failed, _ = find_images(paths, recursive=True, out=tmp_path / "out")
+        assert failed == []
+        assert [Path(job.source).name for job in jobs] == ["0.png", "1.png", "2.png"]
+    jobs, *_ = find_images([str(photos / "depth/0_color.png")])  # named outright
+    assert len(jobs) == 1
 
 
-def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "A.jpg")
-    touch(tmp_path / "other", "a.jpg")
-    jobs, *_ = find_images(["in", "other"])
-    assert [str(job.stem) for job in jobs] == ["in/A", "other/a"]
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"files": {"npy": "a.png"}}', "[1]", "\0"])
+def test_other_json_files_hide_no_photo(text: str, photos: Path) -> None:
+    (photos / "0.json").write_text(text)
+    os.mkfifo(photos / "pipe.json")
+    assert len(find_images([str(photos)])[0]) == 3
 
 
-def test_same_folder_name_twice(tmp_path: Path) -> None:
-    touch(tmp_path, "1/x/a.jpg", "2/x/a.jpg", "3/x/a.jpg")
-    jobs, *_ = find_images(["1/x", "2/x", "3/x/a.jpg"])
-    assert [str(job.stem) for job in jobs] == ["x/a.jpg-2", "x/a.jpg-3", "x/a.jpg-4"]
+# Killed at any moment.
+
+PREDICT = [sys.executable, "-m", "mlx_depth", "predict", "--model", "mlx-depth-demo", "--input-size", "28", "-o"]
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.from_regex(r"(http://[ab]/)?([abA]/){0,2}[abA](\.jpg|\.png|\.JPG|\.jpg-2|-2)?(\.jpg)?", fullmatch=True),
-        max_size=12,
-        unique=True,
+def test_kill_and_resume_is_an_undisturbed_run(photos: Path, tmp_path: Path) -> None:
+    """Three moments: two results written, and one left half; ``tests/benchmarks/kill_and_resume.py`` tries many."""
+    for number in range(3, 8):
+        write_photo(photos / f"{number}.png", number)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    (photos / "notes.txt").write_text("mine")
+    before = contents(photos)
+    assert subprocess.run([*PREDICT, whole, photos], capture_output=True, timeout=120, check=False).returncode == 0
+    for lines in (1, 4, 7):
+        process = subprocess.Popen(
+            [*PREDICT, killed, photos, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    last = subprocess.run(
+        [*PREDICT, killed, photos, "--resume"], capture_output=True, text=True, timeout=120, check=False
     )
-)
-def test_no_two_images_share_a_file(paths: list[str]) -> None:
-    jobs, failed, _ = find_images(paths)  # none of them exists, which does not matter here
-    assert failed == []
-    assert len(jobs) == len(paths)
-    files = [str(file).casefold() for job in jobs for file in job.files(Path("out"), [*ASKED.formats, "png16"])]
-    assert len(set(files)) == len(files)
-
-
-def test_every_format_has_a_file_of_its_own() -> None:
-    formats = ["npy", "npz", "png16", "color", "gray", "side-by-side", "tiff", "pfm", "exr", "json"]
-    job = Job("in/a.b.jpg", Path("x/a.b"))
-    assert [str(file) for file in job.files(Path("out"), formats)] == [
-        "out/x/a.b.npy",
-        "out/x/a.b.npz",
-        "out/x/a.b_depth.png",
-        "out/x/a.b_color.png",
-        "out/x/a.b_gray.png",
-        "out/x/a.b_side-by-side.png",
-        "out/x/a.b.tiff",
-        "out/x/a.b.pfm",
-        "out/x/a.b.exr",
-        "out/x/a.b.json",
-    ]
-
-
-# Settings.
-
-
-@pytest.mark.parametrize("formats", [(), ("",), ("jpg",), ("npy", "color16")])
-def test_unknown_format(formats: tuple[str, ...]) -> None:
-    with pytest.raises(OptionError, match="choose from npy, npz"):
-        Settings("m", "float32", formats=formats)
-
-
-def test_unknown_colour_map() -> None:
-    with pytest.raises(OptionError, match="jet"):
-        Settings("m", "float32", cmap="jet")
-
-
-def test_missing_extra_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    Settings("m", "float32", formats=("exr",))
-    monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(OptionError, match=r"pip install 'mlx-depth\[exr\]'"):
-        Settings("m", "float32", formats=("npy", "exr"))
-
-
-# What is complete.
-
-
-def write_result(job: Job, out: Path, **changes: object) -> None:
-    """The files that a run would leave."""
-    for file in job.files(out, ASKED.formats):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"")
-    facts = {"image": os.path.relpath(job.source, out), "settings": ASKED.facts(), "files": {"npy": "", "color": ""}}
-    job.sidecar(out).write_text(json.dumps({**facts, **changes}))
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    touch(tmp_path, "in/a.jpg")
-    return find_images(["in/a.jpg"])[0][0]
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-def test_complete_results_are_left_out(job: Job, out: Path) -> None:
-    assert unfinished([job], out, ASKED, resume=True) == [job]
-    write_result(job, out)
-    assert unfinished([job], out, ASKED, resume=True) == []
-    assert unfinished([job], out, ASKED, resume=True, overwrite=True) == []
-    assert unfinished([job], out, ASKED, overwrite=True) == [job]
-
-
-def test_complete_from_any_working_folder(job: Job, out: Path, tmp_path: Path) -> None:
-    write_result(job, out)
-    os.chdir(tmp_path / "in")
-    (again,), *_ = find_images(["a.jpg"])
-    assert unfinished([again], Path("../out"), ASKED, resume=True) == []
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        Settings("da2-small", "float32"),
-        Settings(ASKED.model, "float16"),
-        Settings(ASKED.model, "float32", revision="v2"),
-        Settings(ASKED.model, "float32", input_size=518),
-        Settings(ASKED.model, "float32", input_size=(518, 686)),
-        Settings(ASKED.model, "float32", formats=("npy", "png16")),
-        Settings(ASKED.model, "float32", formats=("npy", "color", "json", "pfm")),
-        Settings(ASKED.model, "float32", cmap="gray"),
-    ],
-    ids=str,
-)
-def test_other_settings_are_not_complete(asked: Settings, job: Job, out: Path) -> None:
-    write_result(job, out)
-    for file in job.files(out, asked.formats):  # even where all files are there
-        file.touch()
-    assert unfinished([job], out, asked, resume=True) == [job]
-
-
-def test_exact_size_is_recognised(job: Job, out: Path) -> None:
-    exact = Settings(ASKED.model, "float32", input_size=(70, 98))
-    write_result(job, out, settings=json.loads(json.dumps(exact.facts())))
-    assert unfinished([job], out, exact, resume=True) == []
-
-
-def test_fewer_formats_are_complete(job: Job, out: Path) -> None:
-    write_result(job, out)
-    assert unfinished([job], out, Settings(ASKED.model, "float32", formats=("color",)), resume=True) == []
-
-
-def test_half_a_set_is_not_complete(job: Job, out: Path) -> None:
-    for missing in job.files(out, ASKED.formats):
-        write_result(job, out)
-        missing.unlink()
-        assert unfinished([job], out, ASKED, resume=True) == [job], missing
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "5", '"x"', "{}", '{"image": 1, "settings": {}, "files": {}}', "\xff", "\0" * 64]
-)
-def test_broken_sidecar_is_not_complete(text: str, job: Job, out: Path) -> None:
-    write_result(job, out)
-    job.sidecar(out).write_bytes(text.encode("latin-1"))
-    assert unfinished([job], out, ASKED, resume=True) == [job]
-
-
-def test_result_of_another_image_is_neither_complete_nor_replaced(job: Job, out: Path, tmp_path: Path) -> None:
-    write_result(job, out)
-    touch(tmp_path, "elsewhere/a.jpg")
-    (other,), *_ = find_images(["elsewhere/a.jpg"])
-    with pytest.raises(SaveError, match=r"a\.json belongs to another image: --overwrite replaces it"):
-        unfinished([other], out, ASKED, resume=True)
-    assert unfinished([other], out, ASKED, resume=True, overwrite=True) == [other]
-
-
-def test_existing_result_is_in_the_way(job: Job, out: Path) -> None:
-    assert unfinished([job], out, ASKED) == [job]
-    write_result(job, out)
-    with pytest.raises(SaveError, match=r"a\.npy exists \(and 2 more\): --resume keeps"):
-        unfinished([job], out, ASKED)
-    for file in job.files(out, ASKED.formats)[1:]:
-        file.unlink()
-    with pytest.raises(SaveError, match=r"a\.npy exists: --resume keeps"):
-        unfinished([job], out, ASKED)
-
-
-def test_link_to_nothing_is_in_the_way(job: Job, out: Path) -> None:
-    out.mkdir()
-    (out / "a.npy").symlink_to(out / "gone")
-    with pytest.raises(SaveError, match=r"a\.npy exists"):
-        unfinished([job], out, ASKED)
-
-
-def test_output_folder_that_is_a_file(job: Job, out: Path) -> None:
-    out.write_text("")
-    for place in (out, out / "deeper"):
-        with pytest.raises(SaveError, match="choose another with -o"):
-            unfinished([job], place, ASKED)
+    assert last.returncode == 0, last.stderr
+    assert contents(killed) == contents(whole)
+    assert contents(photos) == before

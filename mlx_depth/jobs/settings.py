@@ -1,0 +1,48 @@
+"""What is asked of every image of a job."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_depth.errors import OptionError
+from mlx_depth.io.colormaps import colormap_table
+from mlx_depth.io.formats import FORMATS
+from mlx_depth.processor import InputSize, Reference
+
+DEFAULT_FORMATS = ("npy", "color")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of every image; a result is complete only if it was made with the same settings."""
+
+    model: str
+    dtype: str
+    revision: str | None = None
+    reference: Reference | None = None
+    input_size: InputSize | None = None
+    background: tuple[int, int, int] | None = None
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    cmap: str = "Spectral_r"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise OptionError(f"no format {', '.join(map(repr, unknown))}: choose from {', '.join(FORMATS)}.")
+        colormap_table(self.cmap)
+        if "exr" in self.formats and importlib.util.find_spec("OpenEXR") is None:
+            raise OptionError("OpenEXR is missing, which .exr files need: pip install 'mlx-depth[exr]'.")
+
+    def facts(self) -> dict[str, Any]:
+        """All but the formats, as JSON gives them back."""
+        size = list(self.input_size) if isinstance(self.input_size, tuple) else self.input_size
+        facts: dict[str, Any] = {
+            "model": self.model,
+            "dtype": self.dtype,
+            "revision": self.revision,
+            "input_size": size,
+            "cmap": self.cmap,
+        }
+        # Only where they are asked for, so that results of earlier versions stay complete.
+        chosen = {"reference": self.reference, "background": self.background and list(self.background)}
+        return facts | {name: value for name, value in chosen.items() if value is not None}
