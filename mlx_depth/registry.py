@@ -1,6 +1,7 @@
 """The published models, as data: one screen a family."""
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mlx_depth.result import DepthKind
 
 APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
+_NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic"}  # words in the names of licenses
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ModelSpec:
     @property
     def commercial(self) -> bool:
         """Whether the license is known and allows commercial use."""
-        return self.license is not None and "-NC-" not in self.license
+        words = {*re.split(r"[^a-z]+", (self.license or "").lower())}
+        return self.license is not None and not words & _NOT_COMMERCIAL
 
 
 DEPTH_ANYTHING = Processor()

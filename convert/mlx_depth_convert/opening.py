@@ -82,10 +82,8 @@ def open_checkpoint(
     if chosen is None:
         if key is not None:
             raise OptionError(f"{found.path} is flat, without keys: leave --key {key} out, or use --prefix.")
-        tensors = read_tensors(found.path)
-        checkpoint = assemble_checkpoint(found.path, tensors, found.spec, prefix=prefix, **facts)
-        del tensors  # or they would stay in memory once they are read
-        yield checkpoint, origin
+        # No name for the tensors here: they would stay in memory once they are read.
+        yield assemble_checkpoint(found.path, read_tensors(found.path), found.spec, prefix=prefix, **facts), origin
         return
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as scratch:
         container = READERS[chosen.suffix.lower()](chosen)

@@ -106,8 +106,11 @@ def _run_predict(options: argparse.Namespace) -> int:
     waiting = set(todo.waiting)
     mine = ranks.share(todo.jobs)
     jobs = [job for job in mine if job in waiting]
-    formats_made = todo.settings.formats
-    complete = [Outcome(job.source, files=job.outputs(todo.out, formats_made)) for job in mine if job not in waiting]
+    complete = [
+        Outcome(job.source, {**job.outputs(todo.out, todo.settings.formats), "json": job.sidecar(todo.out)})
+        for job in mine
+        if job not in waiting
+    ]
     outcomes = predict_files(
         lambda: _open_model(settings, options),
         jobs,
@@ -211,7 +214,8 @@ def _line(outcome: Outcome) -> str:
     height, width = facts["size"]
     files = [file for name, file in outcome.files.items() if name != "json"] or list(outcome.files.values())
     where = files[0] if len(files) == 1 else files[0].parent
-    return f"{printable(outcome.image)}: {width}×{height}, {kind.value.replace('_', ' ')} depth, {ends} → {printable(where)}"
+    name = kind.value.replace("_", " ")
+    return f"{printable(outcome.image)}: {width}×{height}, {name} depth, {ends} → {printable(where)}"
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:

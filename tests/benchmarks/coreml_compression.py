@@ -9,7 +9,7 @@ import tempfile
 from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml.options import COMPRESSIONS
 
-from mlx_depth.predictor import fetch
+from mlx_depth.checkpoints.checkpoint import fetch_checkpoint
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--model", default="mlx-depth-demo")
     parser.add_argument("--size", default="landscape")
     arguments = parser.parse_args()
-    checkpoint, _ = fetch(arguments.model)
+    checkpoint, _ = fetch_checkpoint(arguments.model)
     for compress in (None, *COMPRESSIONS):
         with tempfile.TemporaryDirectory() as folder:
             path = export_coreml(checkpoint, folder, sizes=arguments.size, compress=compress)

@@ -1,11 +1,13 @@
 """Model cards: what goes on to the result, and cards that say nothing without harm."""
 
+import dataclasses
 import os
 import time
 
 import pytest
 
 from mlx_depth.checkpoints.card import Card, read_card
+from mlx_depth.registry import MODELS
 
 BASE = "depth-anything/Depth-Anything-V2-Small-hf"
 CARDS = {
@@ -52,3 +54,11 @@ def test_aliases_that_would_grow_without_bound(tmp_path):
     start = time.perf_counter()
     assert read_card(tmp_path).license == "MIT"
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("license", "commercial"),
+    [("MIT", True), ("CC-BY-NC-SA-4.0", False), ("lab-research", False), ("sync-1.0", True), (None, False)],
+)
+def test_what_a_license_of_a_card_allows(license, commercial):
+    assert dataclasses.replace(MODELS["mlx-depth-demo"], license=license).commercial is commercial

@@ -1,12 +1,12 @@
-"""Checkpoints as people have them: prefix × wrapper × container × what lies beside. Each gives the weights, or one error."""
+"""Checkpoints as people have them: prefix × wrapper × container × what lies beside.
+
+Each gives the weights, or one error that says what to do.
+"""
 
 import argparse
-import collections
 import dataclasses
-import datetime
 import itertools
 import json
-import pathlib
 import re
 import shutil
 import warnings
@@ -177,85 +177,6 @@ def test_a_folder_gives_the_weights_of_torch(
         assert wrapper in lines[0]
 
 
-@dataclasses.dataclass
-class Settings:
-    rate: float
-
-
-def extras() -> dict[str, Any]:
-    """Values that torch itself pickles, of kinds that the weights do not need."""
-    return {
-        "numpy scalar": np.float64(0.1),
-        "numpy array": np.arange(6.0).reshape(2, 3),
-        "numpy texts": np.array(["a", "b"], object),
-        "numpy rng": np.random.RandomState(0).get_state(),
-        "numpy generator": np.random.default_rng(0),
-        "torch rng": torch.get_rng_state(),
-        "namespace": argparse.Namespace(lr=1e-4),
-        "defaultdict": collections.defaultdict(list, {"loss": [1.0]}),
-        "counter": collections.Counter("aab"),
-        "deque": collections.deque([1, 2], maxlen=3),
-        "path": pathlib.PurePosixPath("/data"),
-        "date": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
-        "delta": datetime.timedelta(3),
-        "set": {1, (2, 3)},
-        "frozenset": frozenset("ab"),
-        "bytes": b"\0" * 9,
-        "bytearray": bytearray(b"abc"),
-        "complex": 2 + 3j,
-        "big": 10**60,
-        "slice": slice(1, 2),
-        "keys of all kinds": {(1, 2): 3, None: 4, 1.5: 5, b"x": 6, True: 7},
-        "a class of their own": Settings(0.1),
-        "a function": main,
-        "a class": Settings,
-        "device": torch.device("cpu"),
-        "size": torch.Size([2, 3]),
-        "dtype": torch.float8_e4m3fn,
-        "double": torch.ones(2, dtype=torch.float64),
-        "complex tensor": torch.ones(2, dtype=torch.complex64),
-        "8-bit floats": torch.ones(2).to(torch.float8_e4m3fn),
-        "uint16": torch.ones(2, dtype=torch.uint16),
-        "sparse": torch.eye(3).to_sparse(),
-        "csr": torch.eye(3).to_sparse_csr(),
-        "quantized": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
-        "conjugate": torch.ones(2, dtype=torch.complex64).conj(),
-        "parameter": torch.nn.Parameter(torch.ones(2)),
-        "module": torch.nn.Linear(2, 2),
-        "storage": torch.ones(2).untyped_storage(),
-        "itself": itself(),
-        "hostile": containers.Hostile(),
-    }
-
-
-def itself() -> list[Any]:
-    items: list[Any] = [1]
-    items.append(items)
-    return items
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("place", ["under a key", "beside model", "older format", "in a list", "protocol 4"])
-@pytest.mark.parametrize("case", list(extras()))
-def test_what_lies_beside_the_weights_does_not_matter(
-    case: str, place: str, upstream: Any, plain: Path, expected: dict[str, mx.array], tmp_path: Path
-) -> None:
-    state, extra = authors(upstream), extras()[case]
-    if place == "older format" and case in ("storage", "conjugate", "sparse", "csr"):
-        place = "under a key"  # torch does not write these in its older format, or only through NumPy
-    content = (
-        {"extra": {"deeper": extra}, "model": state} if place != "beside model" else {"model": state, "extra": extra}
-    )
-    options: dict[str, Any] = {"pickle_protocol": 4} if place == "protocol 4" else {}
-    if place == "older format":
-        options = {"_use_new_zipfile_serialization": False}
-    torch.save([extra, content] if place == "in a list" else content, tmp_path / "run.pth", **options)
-    shutil.copy(plain / "config.json", tmp_path)
-    found = weights_of(tmp_path / "run.pth")
-    assert all(mx.array_equal(found[name], value) for name, value in expected.items())
-    assert not Path("/tmp/mlx-depth-was-here").exists()
-
-
 def test_weights_in_double_precision_are_rounded(upstream: Any, plain: Path, expected: Any, tmp_path: Path) -> None:
     torch.save({name: value.double() for name, value in authors(upstream).items()}, tmp_path / "a.pth")
     shutil.copy(plain / "config.json", tmp_path)
@@ -269,6 +190,11 @@ def test_an_averaged_model_with_its_counter(upstream: Any, plain: Path, expected
     with pytest.warns(UserWarning, match="left out: n_averaged"):
         found = weights_of(tmp_path / "a.pth")
     assert all(mx.array_equal(found[name], value) for name, value in expected.items())
+
+
+@dataclasses.dataclass
+class Kept:
+    state: Tensors
 
 
 def two(upstream: Any) -> tuple[Tensors, Tensors]:
@@ -346,30 +272,45 @@ def changed(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], Tenso
 POSITIONS, NORM = "pretrained.pos_embed", "pretrained.norm.weight"
 NEARLY: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "no positions": (without(POSITIONS), r"missing: backbone\.pos_embed"),
-    "no first block": (without("pretrained.blocks.0.attn.qkv.weight"), r"only a part of depth_anything's: take the whole"),
-    "whole numbers": (changed(NORM, lambda v: v.long()), r"no floating-point numbers \(backbone\.norm\.weight is int64\)"),
+    "no first block": (
+        without("pretrained.blocks.0.attn.qkv.weight"),
+        r"only a part of depth_anything's: take",
+    ),
+    "whole numbers": (changed(NORM, lambda v: v.long()), r"no floating-point numbers .*norm\.weight is int64"),
     "truth": (changed(NORM, lambda v: v > 0), r"no floating-point numbers \(backbone\.norm\.weight is bool"),
     "8-bit floats": (changed(NORM, lambda v: v.to(torch.float8_e4m3fn)), r"norm\.weight is a tensor that is not read"),
-    "complex": (changed(NORM, lambda v: v.to(torch.complex64)), r"norm\.weight is a tensor that is not read \(complex64\)"),
+    "complex": (
+        changed(NORM, lambda v: v.to(torch.complex64)),
+        r"norm\.weight is a tensor .*not read \(complex64\)",
+    ),
     "sparse": (changed(NORM, lambda v: v.to_sparse()), r"norm\.weight is a tensor that is not read \(sparse\)"),
     "no values": (changed(NORM, lambda v: v[:0]), r"wrong shape: backbone\.norm\.weight is \(0,\), not \(32,\)"),
     "a scalar": (changed(NORM, lambda v: v[0]), r"wrong shape: backbone\.norm\.weight is \(\), not"),
     "32 axes": (changed(NORM, lambda v: v.reshape(*(1,) * 31, 32)), r"wrong shape: backbone\.norm\.weight is \(1, 1"),
     "fused weights of no thirds": (
-        changed("pretrained.blocks.0.attn.qkv.bias", lambda v: v[:95]), r"cannot be cut into 3 equal parts",
+        changed("pretrained.blocks.0.attn.qkv.bias", lambda v: v[:95]),
+        r"cannot be cut into 3 equal parts",
     ),
     "fused weights without axes": (
-        changed("pretrained.blocks.0.attn.qkv.bias", lambda v: v[0]), r"cannot be cut into 3 equal parts",
+        changed("pretrained.blocks.0.attn.qkv.bias", lambda v: v[0]),
+        r"cannot be cut into 3 equal parts",
     ),
-    "NumPy arrays": (lambda s: {name: v.numpy() for name, v in s.items()}, r"holds no tensors by name .*Save the model's"),
-    "an object of their own": (lambda s: Settings(s), r"asks for '[\w.]*Settings'.*Get the weights as \.safetensors"),
+    "NumPy arrays": (
+        lambda s: {name: v.numpy() for name, v in s.items()},
+        r"holds no tensors by name .*Save the",
+    ),
+    "an object of their own": (lambda s: Kept(s), r"asks for '[\w.]*Kept'.*Get the weights as \.safetensors"),
     "a whole module": (lambda s: torch.nn.Linear(2, 2), r"asks for 'torch\.nn\.modules\.linear\.Linear'"),
     "half in, half out": (
-        lambda s: {("module." if "norm" in n else "") + n: v for n, v in s.items()}, r"does not know: module\.pretrained",
+        lambda s: {("module." if "norm" in n else "") + n: v for n, v in s.items()},
+        r"does not know: module\.",
     ),
-    "an adapter": (lambda s: {"base.q.lora_A.weight": torch.ones(2)}, r"is a LoRA adapter.*merge it into its base first"),
+    "an adapter": (
+        lambda s: {"base.q.lora_A.weight": torch.ones(2)},
+        r"is a LoRA adapter.*merge it into its base",
+    ),
     "another model": (lambda s: {"conv.weight": torch.ones(2)}, r"holds no model that mlx-depth knows .*conv\.weight"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", NEARLY)

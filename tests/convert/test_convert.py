@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_a_hub_repository_without_safetensors(tmp_path: Path, monkeypatch: pytes
     containers.save_pth(reference.model("small"), snapshot / "depth_anything_v2_vits.pth")
     asked: list[str] = []
 
-    def download(repo: str, revision: str, wanted: list[str]) -> Path:
+    def download(repo: str, revision: str, wanted: Sequence[str]) -> Path:
         asked.extend(wanted)
         return snapshot
 

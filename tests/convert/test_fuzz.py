@@ -3,8 +3,11 @@
 Run as a script, this file is the child process, in which a crash, a hang or a leak of one reader can be told.
 """
 
+import codecs
+import io
 import os
 import pickle
+import pickletools
 import random
 import resource
 import struct
@@ -17,14 +20,18 @@ from pathlib import Path
 import gguf
 import mlx.core as mx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlx_depth_convert.sources import Source, torch_pickle
 from mlx_depth_convert.sources import gguf as gguf_source
+from mlx_depth_convert.sources.pickle_machine import Machine, interpret
 from support import require, seeded
 
 from mlx_depth.errors import MlxDepthError
 from mlx_depth.weights.safetensors_io import load_file, write_safetensors
 
 ROUNDS = {"pickle": 4000, "zip": 2000, "legacy": 1500, "safetensors": 1500, "gguf": 1000}
+OPCODES = 2000  # pickles made of random opcodes
 MAX_GROWTH = 64 << 20  # bytes; the files have less than 5 kB, and a hostile size in them is at least 2 GB
 SECONDS = 60
 
@@ -134,6 +141,69 @@ def refuse_actions(event: str, arguments: tuple[object, ...]) -> None:
         sys.exit(3)
 
 
+LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+MODULES = ("os", "posix", "builtins", "__builtin__", "subprocess", "torch", "torch._utils", "collections", "numpy")
+MODULES += ("antigravity", "torch._tensor", "torch.storage", "runpy", "importlib", "ctypes", "webbrowser")
+ATTRIBUTES = ("system", "eval", "exec", "Popen", "__import__", "getattr", "_rebuild_tensor_v2", "OrderedDict", "open")
+ATTRIBUTES += ("FloatStorage", "UntypedStorage", "_rebuild_from_type_v2", "Tensor", "run_module", "CDLL", "storage")
+
+
+@st.composite
+def opcodes(draw: st.DrawFn) -> bytes:
+    """One opcode with an argument of its form; names are those that hostile files ask for."""
+    opcode = draw(st.sampled_from([each for each in pickletools.opcodes if each.name != "STOP"]))
+    code = opcode.code.encode("latin-1")
+    if opcode.name in ("GLOBAL", "INST"):
+        return code + f"{draw(st.sampled_from(MODULES))}\n{draw(st.sampled_from(ATTRIBUTES))}\n".encode()
+    if opcode.arg is None:
+        return code
+    if opcode.arg.n == pickletools.UP_TO_NEWLINE:
+        return code + draw(st.sampled_from([b"0", b"17", b"1.5", b"'text'", b"5L", b"x"])) + b"\n"
+    if opcode.arg.n in LENGTHS:
+        content = draw(st.sampled_from([*MODULES, *ATTRIBUTES, "model", "0", "cpu"])).encode()
+        return code + len(content).to_bytes(LENGTHS[opcode.arg.n], "little") + content
+    return code + draw(st.sampled_from([bytes(8), b"\x01" + bytes(7), b"\xff" * 8]))[: opcode.arg.n]
+
+
+WATCHED = (*FORBIDDEN, "import", "exec", "compile", "pickle.find_class", "ctypes.dlopen", "webbrowser.open")
+
+
+def follow_random_opcodes() -> None:
+    """Follow pickles made of random opcodes; whatever they ask for, nothing is imported, compiled or run."""
+    watching = [False]
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if watching[0] and event in WATCHED:
+            os.write(2, f"a pickle made its reader do {event} {arguments}".encode())
+            os._exit(3)
+
+    for codec in ("raw_unicode_escape", "unicode_escape"):
+        codecs.lookup(codec)  # pickletools decodes old strings with these, whatever the file says
+    sys.addaudithook(watch)
+    ended = []
+
+    @settings(max_examples=OPCODES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(opcodes(), max_size=30), st.sampled_from([b"", b"}", b"(", b"]("]))
+    def follow(codes: list[bytes], start: bytes) -> None:
+        stream = io.BytesIO(b"\x80\x04" + start + b"".join(codes) + b".")
+        watching[0] = True
+        try:
+            interpret(stream, Machine())
+            ended.append(True)
+        except ValueError:
+            pass
+        finally:
+            watching[0] = False
+
+    follow()
+    assert len(ended) > OPCODES // 50, f"only {len(ended)} came to their end: do the opcodes do anything?"
+
+
 def legacy(code: bytes, storages: list[bytes], sizes: tuple[int, int]) -> bytes:
     """The older format around a pickle; torch would use the storages' addresses as keys, which change with each run."""
     head = (torch_pickle.LEGACY_MAGIC, torch_pickle.LEGACY_PROTOCOL, {"little_endian": True})
@@ -192,6 +262,12 @@ def test_damaged_files_only_raise_our_errors(name: str, seeds: Path) -> None:
     assert not (seeds / "canary").exists()
 
 
+def test_random_opcodes_import_and_run_nothing(tmp_path: Path) -> None:
+    done = child([__file__, "opcodes", str(tmp_path)], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name for path in tmp_path.iterdir()} <= {".hypothesis"}
+
+
 def test_the_audit_sees_code_that_runs(tmp_path: Path) -> None:
     """The guard is real: an ordinary unpickler on the first hostile snippet trips it."""
     code = f"""
@@ -206,4 +282,4 @@ pickle.loads(bytes([128, 2]) + here["HOSTILE"][0] + b".")
 
 
 if __name__ == "__main__":
-    fuzz(sys.argv[1], Path(sys.argv[2]))
+    follow_random_opcodes() if sys.argv[1] == "opcodes" else fuzz(sys.argv[1], Path(sys.argv[2]))
