@@ -1,5 +1,6 @@
 """Any checkpoint to a folder in our own format, smaller if wished, and proved."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from mlx_depth.registry import ModelSpec
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.rules import check_complete
-from mlx_depth_convert.opening import Origin, open_checkpoint
+from mlx_depth_convert.opening import AS_IT_IS, Origin, SourceOptions, open_checkpoint
 from mlx_depth_convert.report import Report
 from mlx_depth_convert.verify import compare
 
@@ -55,12 +56,19 @@ class ConvertOptions:
     """How a checkpoint is stored, and what is done with it then: ``convert`` says what each option means."""
 
     model: str | None = None
+    name: str | None = None
+    license: str | None = None
     dtype: str | None = None
     quantize: int | None = None
     group_size: int = 64
     recipe: str | None = None
     verify: bool = False
     push_to_hub: str | None = None
+    source: SourceOptions = AS_IT_IS
+
+    def opening(self) -> dict[str, Any]:
+        """The options of ``open_checkpoint``."""
+        return {"model": self.model, **vars(self.source)}
 
     def __post_init__(self) -> None:
         if self.quantize is not None and self.recipe is not None:
@@ -79,12 +87,15 @@ def convert(
     out: str | Path,
     *,
     model: str | None = None,
+    name: str | None = None,
+    license: str | None = None,
     dtype: str | None = None,
     quantize: int | None = None,
     group_size: int = 64,
     recipe: str | None = None,
     verify: bool = False,
     push_to_hub: str | None = None,
+    source_options: SourceOptions = AS_IT_IS,
 ) -> Path:
     """Write a checkpoint as a folder that ``mlx_depth.load`` reads; one source always gives the same bytes.
 
@@ -92,8 +103,11 @@ def convert(
         source: Registry name, Hub repository ``owner/name[@revision]``, folder, or a ``.safetensors``, ``.pth``,
             ``.pt``, ``.bin``, ``.ckpt`` or ``.gguf`` file.
         out: The folder to make; it must not exist.
-        model: Registry name of the model, where the tensors alone do not tell it (V1, V2 and metric weights have the
-            same ones); None: recognised.
+        model: A model of the registry with the same architecture, where the tensors alone do not tell it (V1, V2 and
+            metric weights have the same ones); None: recognized.
+        name: What to call the model; None: the registry's name for published weights, else that of the source.
+        license: License of the weights, an SPDX identifier; None: the registry's for published weights, else that of
+            the source's model card, or unknown.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"`` for the floating-point tensors; None: as in the source,
             and float16 beside quantized layers. A quantized source is expanded to it.
         quantize: 8, 6 or 4 bits for the backbone's linear layers.
@@ -101,6 +115,7 @@ def convert(
         recipe: Name of a mix of bits from ``RECIPES``, instead of ``quantize``.
         verify: Compare the result with the source, stage by stage.
         push_to_hub: Repository ``owner/name`` to upload the folder to.
+        source_options: Which file, part or range of the source is meant, where it does not tell by itself.
     Returns:
         ``out``.
     Raises:
@@ -109,7 +124,9 @@ def convert(
         CheckpointError: If the source is damaged, unknown or not the named model, or the verification fails.
         SaveError: If ``out`` cannot be written.
     """
-    options = ConvertOptions(model, dtype, quantize, group_size, recipe, verify, push_to_hub)
+    options = ConvertOptions(
+        model, name, license, dtype, quantize, group_size, recipe, verify, push_to_hub, source_options
+    )
     done = convert_and_report(source, out, options)
     if done.report is not None and not done.report.passed:
         raise CheckpointError(
@@ -135,7 +152,8 @@ def convert_and_report(
     out = Path(out).expanduser()
     if out.exists():
         raise OptionError(f"{out} exists: choose another folder, or remove it first.")
-    with open_checkpoint(source, model=options.model, progress=progress) as (checkpoint, origin):
+    with open_checkpoint(source, **options.opening(), progress=progress) as (opened, origin):
+        checkpoint = _labeled(opened, options)
         check_complete(checkpoint.family.network(checkpoint.spec.config), expand_checkpoint(checkpoint).weights)
         packed, skipped = _shrunk(checkpoint, options)
         target = resolve_dtype(options.dtype) if options.dtype is not None else None
@@ -144,7 +162,7 @@ def convert_and_report(
         if packed is not checkpoint:
             checkpoint.weights.clear()  # or they would stay in memory once they are read
         _write(packed, origin, out, target, progress)
-    report = _verified(out, source, options.model, progress) if options.verify else None
+    report = _verified(out, source, options, progress) if options.verify else None
     passed = report is None or report.passed
     message = f"Convert {origin.id} with mlx-depth"
     repo = options.push_to_hub
@@ -183,8 +201,14 @@ def _shrunk(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
     return quantize_checkpoint(checkpoint, quantization), skipped
 
 
-def _verified(out: Path, source: str | Path, model: str | None, progress: bool) -> Report:
-    with open_checkpoint(source, model=model) as (reference, origin):
+def _labeled(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
+    labels = {"name": options.name, "license": options.license}
+    given: dict[str, Any] = {label: text for label, text in labels.items() if text is not None}
+    return dataclasses.replace(checkpoint, spec=dataclasses.replace(checkpoint.spec, **given))
+
+
+def _verified(out: Path, source: str | Path, options: ConvertOptions, progress: bool) -> Report:
+    with open_checkpoint(source, **options.opening()) as (reference, origin):
         return compare(read_checkpoint(out), reference, model=out.name, against=origin.id, progress=progress)
 
 

@@ -39,6 +39,20 @@ class Origin:
         return {file.name: _sha256(file) for file in self.files}
 
 
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source does not tell by itself; ``open_checkpoint`` says what each option means."""
+
+    max_depth: float | None = None
+    file: str | None = None
+    key: str | None = None
+    prefix: str | None = None
+    ignore: tuple[str, ...] = ()
+
+
+AS_IT_IS = SourceOptions()
+
+
 @contextmanager
 def open_checkpoint(
     source: str | Path,

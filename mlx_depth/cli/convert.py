@@ -7,9 +7,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlx_depth.cli.terminal import input_size, say
+from mlx_depth.errors import OptionError
 from mlx_depth.io.atomic import atomic_write
 from mlx_depth.predictor import DEFAULT_MODEL
 from mlx_depth.weights.quantization import BITS, GROUP_SIZES
@@ -31,7 +32,14 @@ def _add_convert(verbs: Any) -> None:
     add = verb.add_argument
     add("source", metavar="SOURCE", help=_SOURCE)
     add("out", type=Path, metavar="OUT", help="folder to make")
-    add("--model", metavar="NAME", help="registry name, where the tensors do not tell it")
+    add("--model", metavar="NAME", help="a model of the same architecture, where the tensors do not tell it")
+    add("--name", help="what to call the model (default: the published name, or that of the source)")
+    add("--license", metavar="SPDX", help="license of the weights (default: the published one, or the card's)")
+    add("--max-depth", type=float, metavar="METRES", help="range of a metric model, where no config tells it")
+    add("--file", metavar="PATH", help="folder or file in the folder or repository, where it holds several models")
+    add("--key", help="key of the dict that holds the weights in a .pth, where several do")
+    add("--prefix", help="what stands before the names of all the model's tensors, where it is not found")
+    add("--ignore", nargs="+", default=[], metavar="PATTERN", help="surplus tensors that may be left out")
     add("--dtype", choices=DTYPES, help="of the floating-point tensors (default: the source's; float16 if quantized)")
     add("--quantize", type=int, choices=BITS, help="bits of the backbone's linear layers")
     add("--group-size", type=int, choices=GROUP_SIZES, default=64, help="weights that share a scale (default: 64)")
@@ -44,15 +52,19 @@ def _add_convert(verbs: Any) -> None:
 
 def _run_convert(options: argparse.Namespace) -> int:
     from mlx_depth_convert.convert import ConvertOptions, convert_and_report
+    from mlx_depth_convert.opening import SourceOptions
 
     wanted = ConvertOptions(
         model=options.model,
+        name=options.name,
+        license=options.license,
         dtype=options.dtype,
         quantize=options.quantize,
         group_size=options.group_size,
         recipe=options.recipe,
         verify=options.verify,
         push_to_hub=options.push_to_hub,
+        source=SourceOptions(options.max_depth, options.file, options.key, options.prefix, tuple(options.ignore)),
     )
     done = convert_and_report(options.source, options.out, wanted, progress=sys.stderr.isatty())
     spec, report = done.spec, done.report
@@ -82,14 +94,17 @@ def _add_verify(verbs: Any) -> None:
     add("--against", metavar="SOURCE|transformers", help="the reference (default: the source that MODEL records)")
     add("--image", nargs="+", default=[], metavar="PATH", help="photos to compare on (default: a generated picture)")
     _add_input_size(verb)
-    add("--json", type=Path, metavar="R.json", help="also write the report as JSON")
-    add("--markdown", type=Path, metavar="R.md", help="also write the report as Markdown")
+    add("--report", nargs="+", type=Path, default=[], metavar="FILE", help="also write the report, to .json or .md")
+    add("--json", action="store_true", help="one JSON object on stdout instead of text")
     verb.set_defaults(run=_run_verify)
 
 
 def _run_verify(options: argparse.Namespace) -> int:
     from mlx_depth_convert.verify import verify
 
+    for file in options.report:
+        if file.suffix.lower() not in (".json", ".md"):
+            raise OptionError(f"a report goes into a .json or .md file, not {file}: change the suffix.")
     report = verify(
         options.model,
         against=options.against,
@@ -97,9 +112,10 @@ def _run_verify(options: argparse.Namespace) -> int:
         input_size=options.input_size,
         progress=sys.stderr.isatty(),
     )
-    print(report.as_text())
-    _write(options.json, json.dumps(report.as_json(), indent=2) + "\n")
-    _write(options.markdown, report.as_markdown())
+    print(json.dumps(report.as_json()) if options.json else report.as_text())
+    for file in options.report:
+        as_json = file.suffix.lower() == ".json"
+        _write(file, json.dumps(report.as_json(), indent=2) + "\n" if as_json else report.as_markdown())
     return 0 if report.passed else 1
 
 
@@ -173,10 +189,8 @@ def _add_input_size(verb: Any) -> None:
     )
 
 
-def _write(path: Path | None, text: str) -> None:
-    if path is not None:
-        atomic_write(path, lambda stream: _encode(stream, text), overwrite=True)
+def _write(path: Path, text: str) -> None:
+    def write(stream: BinaryIO) -> None:
+        stream.write(text.encode())
 
-
-def _encode(stream: Any, text: str) -> None:
-    stream.write(text.encode())
+    atomic_write(path, write, overwrite=True)

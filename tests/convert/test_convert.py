@@ -20,7 +20,7 @@ import pytest
 import reference
 from mlx_depth_convert import convert
 from mlx_depth_convert.convert import RECIPES, ConvertOptions, convert_and_report
-from mlx_depth_convert.opening import open_checkpoint
+from mlx_depth_convert.opening import SourceOptions, open_checkpoint
 from mlx_depth_convert.verify import GATES, compare
 from safetensors.numpy import load_file
 from support import correlation
@@ -435,3 +435,55 @@ def test_an_upload_that_fails_says_what_to_do(tiny: Path, tmp_path: Path, monkey
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     with pytest.raises(ModelNotFoundError, match=r"cannot upload .* \(no route to host\): log in"):
         convert(tiny, tmp_path / "out", push_to_hub="me/tiny-mlx")
+
+
+# Somebody's own training run.
+
+
+def test_a_fine_tune_never_gets_a_published_name_or_license(tmp_path: Path) -> None:
+    run = containers.save_pth(reference.model("small"), tmp_path / "my_finetune.pth")
+    out = convert(run, tmp_path / "m", model="depth-anything-v2-metric-outdoor-small", dtype="float16")
+    facts = config(out)
+    assert (facts["name"], facts["license"], facts["depth_kind"]) == ("my_finetune", None, "metric")
+    assert facts["config"]["head"]["max_depth"] == 80
+    assert "unknown, see the source" in (out / "README.md").read_text()
+
+
+def test_its_name_and_license_can_be_given(tmp_path: Path) -> None:
+    run = containers.save_pth(reference.model("small"), tmp_path / "run.pth")
+    arguments = ["--model", "da2-small", "--name", "rooms-v3", "--license", "MIT", "--dtype", "float16", "--json"]
+    assert main(["convert", str(run), str(tmp_path / "m"), *arguments]) == 0
+    facts = config(tmp_path / "m")
+    assert (facts["name"], facts["license"]) == ("rooms-v3", "MIT")
+    assert "license: mit" in (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("way", ["config", "option"])
+def test_a_metric_run_with_a_range_of_its_own(way: str, tmp_path: Path) -> None:
+    """As the authors' metric code has it: the encoder's name and the range, no more."""
+    run = containers.save_pth(reference.model("small"), tmp_path / "run.pth")
+    options = SourceOptions(max_depth=35)
+    if way == "config":
+        (tmp_path / "config.json").write_text(json.dumps({"encoder": "vits", "max_depth": 35}))
+        options = SourceOptions()
+    out = convert(run, tmp_path / "m", dtype="float16", source_options=options)
+    facts = config(out)
+    assert (facts["depth_kind"], facts["config"]["head"]["max_depth"]) == ("metric", 35.0)
+    assert mlx_depth.load(out).spec.config.max_depth == 35.0
+
+
+def test_an_authors_config_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    run = containers.save_pth(reference.model("small"), tmp_path / "run.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"encoder": "vitl", "max_depth": 35}))
+    with pytest.raises(CheckpointError, match=r"\{'encoder': 'vitl'\}, but the tensors are those of vits"):
+        convert(run, tmp_path / "m")
+
+
+def test_convert_predict_and_load_name_a_folder_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "mlx-depth-demo", "x", "--dtype", "float16"]) == 0
+    printed = capsys.readouterr().out.strip()
+    assert printed == "x"
+    assert mlx_depth.load(printed).spec.name == "mlx-depth-demo"

@@ -230,7 +230,7 @@ def test_depth_figures_are_those_of_the_benchmarks() -> None:
 
 def test_command_writes_both_reports(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = shutil.copy(EXAMPLES / "coffee.jpg", tmp_path / "photo.jpg")
-    files = ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    files = ["--report", str(tmp_path / "r.json"), str(tmp_path / "r.md")]
     options = ["--against", str(hub), "--image", str(photo), str(EXAMPLES / "rocket.jpg"), "--input-size", "70"]
     assert main(["verify", str(hub), *options, *files]) == 0
     printed = capsys.readouterr().out
