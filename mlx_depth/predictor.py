@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import mlx.core as mx
 import numpy as np
@@ -60,6 +60,12 @@ class DepthModel:
     def __repr__(self) -> str:
         return f"DepthModel({self.spec.name!r}, {self.spec.depth_kind.description}, {dtype_name(self.dtype)})"
 
+    def __reduce__(self) -> NoReturn:
+        raise OptionError(
+            "a model is not copied or sent to another process: load it there by its name or folder, "
+            "mlx_depth.load(…); threads may share one."
+        )
+
     def predict(
         self, image: ImageSource, *, input_size: InputSize | None = None, background: Color | None = None
     ) -> DepthResult:
@@ -113,6 +119,8 @@ class DepthModel:
             images = find_photos(images)
         if isinstance(images, (str, bytes, bytearray, memoryview, Path, LoadedImage)):
             raise OptionError("predict_batch takes a list or iterator of images, and this is one: use predict.")
+        if not isinstance(images, Iterable):
+            raise OptionError(f"predict_batch takes a list or iterator of images, not {type(images).__name__}.")
         self.check_input_size(input_size)
         return predict_stream(
             lambda: self,
@@ -134,6 +142,8 @@ class DepthModel:
         Raises:
             OptionError: If the shape does not fit.
         """
+        if not isinstance(pixel_values, mx.array):
+            raise OptionError(f"infer takes an mx.array, not {type(pixel_values).__name__}: wrap it in mx.array(…).")
         check_fork()
         mx.eval(pixel_values)  # in the thread that built it
         return self._infer(pixel_values)
@@ -230,8 +240,8 @@ def predict_stream(
     Raises:
         OptionError: If the batch size cannot work.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}: give 1 or more.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size!r:.40}: give 1 or more.")
     model = functools.cache(open_model)
     batches: Batches[DepthResult] = Batches(
         lambda image: model()._size_or_error(image, input_size),

@@ -1,6 +1,7 @@
 """How a photo becomes network input, and a depth map photo-sized again: sizes, filters and normalization as data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,6 +26,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # 62 times the usual 518 × 518, 85,000 patches: beyond it attention runs for minutes and head maps pass 2 GB each.
 MAX_NETWORK_PIXELS = 4096 * 4096
+# Beyond this aspect an image has to hold itself the pixels that the network would see: a line is no photo.
+MAX_STRETCH = 32
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,19 @@ class Processor:
         Returns:
             ``(height, width)`` in network pixels, multiples of ``multiple_of``; 1080 × 1920 gives 518 × 924.
         Raises:
-            OptionError: If ``input_size`` is below ``multiple_of``, or an exact one not a multiple of it, or if the
-                result has more than ``MAX_NETWORK_PIXELS``.
+            OptionError: If ``input_size`` is no size, below ``multiple_of``, or an exact one not a multiple of it; if
+                the result has more than ``MAX_NETWORK_PIXELS``, or far more pixels than a very long image has.
 
         ``Resize.get_size`` of the authors' ``util/transform.py``.
         """
+        input_size = _checked(input_size)
         if self.policy == "fixed":
             return self._fixed_size(input_size)
         if isinstance(input_size, tuple):
             size = self._exact_size(input_size)
         else:
             size = self._scaled_size(image_size, self.input_size if input_size is None else input_size)
+            self._check_stretch(image_size, size, self.input_size if input_size is None else input_size)
         if size[0] * size[1] > MAX_NETWORK_PIXELS:
             raise OptionError(
                 f"an image of {image_size[0]} × {image_size[1]} pixels would become {size[0]} × {size[1]} in the "
@@ -143,6 +148,20 @@ class Processor:
         height, width = (self._round_side(scale * side, target) for scale, side in zip(scales, image_size, strict=True))
         return height, width
 
+    def _check_stretch(self, image_size: tuple[int, int], size: tuple[int, int], target: int) -> None:
+        patch = self.multiple_of
+        stretched = MAX_STRETCH * (max(target, 8 * patch) + patch) ** 2  # sides are rounded to whole patches
+        limit = min(max(stretched, image_size[0] * image_size[1]), MAX_NETWORK_PIXELS)
+        if size[0] * size[1] <= limit:
+            return
+        shrink = math.sqrt(limit / (size[0] * size[1]))
+        sides = [max(int(side * shrink) // patch, 1) * patch for side in size]
+        fitting = tuple(min(side, max(limit // min(sides) // patch, 1) * patch) for side in sides)
+        raise OptionError(
+            f"an image of {image_size[0]} × {image_size[1]} pixels would become {size[0]} × {size[1]} in the network, "
+            f"far more than it holds: crop it, or give an exact input_size, (height, width), such as {fitting}."
+        )
+
     def _common_scale(self, scales: tuple[float, float]) -> float:
         if self.policy == "lower_bound":
             return max(scales)
@@ -162,6 +181,20 @@ class Processor:
     def _scale_and_offset(self) -> tuple[mx.array, mx.array]:
         mean, std = np.array(self.mean), np.array(self.std)
         return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
+
+
+def _checked(input_size: object) -> InputSize | None:
+    """Any form of a size as whole numbers; also NumPy's, and a list for a pair."""
+    is_pair = isinstance(input_size, (tuple, list))
+    sides: Sequence[object] = input_size if isinstance(input_size, (tuple, list)) else (input_size,)
+    if input_size is None:
+        return None
+    whole = [int(side) for side in sides if isinstance(side, (int, np.integer)) and not isinstance(side, bool)]
+    if len(whole) != len(sides) or len(whole) != (2 if is_pair else 1):
+        raise OptionError(
+            f"input_size {input_size!r:.40} is no size: give a whole number of pixels, or (height, width)."
+        )
+    return (whole[0], whole[1]) if is_pair else whole[0]
 
 
 def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod = "bilinear") -> mx.array:

@@ -15,7 +15,7 @@ from support import relative_error, require, seeded
 from mlx_depth.checkpoints.own_format import config_from_dict
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.models.dpt_image_processor import follow_reference, read_processor
-from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, Processor, resize_depth
+from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, MAX_STRETCH, Processor, resize_depth
 
 AUTHORS = Processor()
 TRANSFORMERS = follow_reference(AUTHORS, "transformers")
@@ -86,6 +86,7 @@ def test_network_size(image_size, expected):
 @example(1000, 1500, 515)  # rounds down to 518's neighbour
 @example(1000, 1500, 493)  # rounds below the bound: one patch more
 def test_network_size_equals_the_authors_rule(height, width, target):
+    assume(max(height, width) <= MAX_STRETCH * min(height, width))  # lines are refused: tests/robustness
     expected = authors_size(height, width, target)
     assume(math.prod(expected) <= MAX_NETWORK_PIXELS)
     assert AUTHORS.network_size((height, width), target) == expected
@@ -96,6 +97,7 @@ def test_network_size_equals_the_authors_rule(height, width, target):
 @example(100, 400, 518, True)
 @example(500, 540, 518, True)
 def test_network_size_equals_transformers(height, width, target, keep_aspect):
+    assume(max(height, width) <= MAX_STRETCH * min(height, width))
     module = require("reference", "transformers.models.dpt.image_processing_pil_dpt")
     image = np.broadcast_to(np.uint8(0), (3, height, width))
     expected = module.get_resize_output_image_size(image, (target, target), keep_aspect, 14)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth.checkpoints import hub
-from mlx_depth.checkpoints.checkpoint import read_checkpoint
+from mlx_depth.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from mlx_depth.checkpoints.resolve import published_spec, resolve_here
 from mlx_depth.errors import ModelNotFoundError
 from mlx_depth.models.families import FAMILIES
@@ -68,7 +68,11 @@ def describe_model(source: str | Path) -> dict[str, Any]:
         raise ModelNotFoundError(
             f"{source} is not on this disk, and info downloads nothing: run mlx-depth predict --model {source} first."
         )
-    checkpoint = read_checkpoint(found.path, found.spec, name=found.repo)
+    return describe_checkpoint(read_checkpoint(found.path, found.spec, name=found.repo), found.revision)
+
+
+def describe_checkpoint(checkpoint: Checkpoint, revision: str | None) -> dict[str, Any]:
+    """``describe_model`` for a checkpoint that is open."""
     weights = checkpoint.weights.values()
     stored = sum(array.nbytes for array in weights)
     facts = _spec_facts(checkpoint.spec)
@@ -77,7 +81,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     return {
         **facts,
         "dialect": checkpoint.dialect,
-        "revision": found.revision,
+        "revision": revision,
         "quantization": checkpoint.quantization and dataclasses.asdict(checkpoint.quantization),
         "dtypes": sorted({dtype_name(array.dtype) for array in weights}),
         "tensors": len(checkpoint.weights),

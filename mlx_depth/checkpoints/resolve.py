@@ -120,8 +120,12 @@ class _UnreleasedError(ModelNotFoundError):
 
 
 def _identify(source: str | Path, revision: str | None, file: str | None, convertible: bool) -> Resolved | _OnHub:
+    if isinstance(source, os.PathLike):
+        source = Path(source)
     if isinstance(source, Path):
         return _local(source, revision, file, convertible)
+    if not isinstance(source, str):
+        raise OptionError(f"a model is named by text or a path, not {type(source).__name__}: give a name or a folder.")
     if "://" in source:
         return _address(source, revision, file)
     if _is_registered(source.partition("@")[0]):

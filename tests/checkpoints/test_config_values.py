@@ -102,9 +102,13 @@ JSON_VALUES = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_configs_drawn_at_random(case: Case, data: st.DataObject) -> None:
+@pytest.mark.parametrize("examples", [500, pytest.param(20_000, marks=pytest.mark.nightly)])
+def test_configs_drawn_at_random(case: Case, examples: int) -> None:
+    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings(max_examples=examples, deadline=None, suppress_health_check=checks)(given(data=st.data())(drawn))(case)
+
+
+def drawn(case: Case, data: st.DataObject) -> None:
     config = case.config
     for _ in range(data.draw(st.integers(1, 3))):
         way = data.draw(st.sampled_from(case.places))
