@@ -13,7 +13,7 @@ from mlx_depth_convert.recorder import recording
 from support import correlation, relative_error
 
 import mlx_depth
-from mlx_depth import DepthKind, OptionError
+from mlx_depth import CheckpointError, DepthKind, OptionError
 from mlx_depth.checkpoints.checkpoint import build_network, read_checkpoint
 from mlx_depth.models.base import Evidence
 from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
@@ -211,3 +211,10 @@ def test_quantized_and_expanded_networks_agree(tmp_path):
 def test_the_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         depth_anything_config("small").head = None
+
+
+@pytest.mark.parametrize(("field", "value"), [("patch_size", 16), ("in_dim", 100)])
+def test_a_head_that_does_not_fit_its_backbone_is_refused(field, value):
+    config = depth_anything_config("small")
+    with pytest.raises(CheckpointError, match=rf"the backbone's width and patch size are \(384, 14\), .*{value}"):
+        dataclasses.replace(config, head=dataclasses.replace(config.head, **{field: value}))

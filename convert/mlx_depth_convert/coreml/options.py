@@ -114,9 +114,6 @@ def check_options(spec: ModelSpec, options: ExportOptions) -> Plan:
         OptionError: If one cannot work, or the model's family has no emitter.
     """
     emitter = emitter_of(spec)
-    obstacle = emitter.obstacle(spec.config)
-    if obstacle is not None:
-        raise OptionError(f"{spec.name} cannot be exported: {obstacle}. Correct its config.json.")
     _choose("precision", options.precision, PRECISIONS)
     _choose("attention", options.attention, ATTENTIONS)
     _choose("layout", options.layout, LAYOUTS)

@@ -74,11 +74,6 @@ class Emitter:
         """Whether attention that is left open is split by head on the Neural Engine."""
         raise NotImplementedError
 
-    @staticmethod
-    def obstacle(config: Any) -> str | None:
-        """Why a network of the family cannot be exported, in words; None where it can."""
-        return None
-
     def depth(self, image: Var, size: Size, name: str) -> Var:
         """Write the network.
 

@@ -37,16 +37,6 @@ class DepthAnythingEmitter(Emitter):
         backbone = config.backbone
         return backbone.num_heads <= SPLIT_MAX_HEADS and backbone.num_layers <= SPLIT_MAX_LAYERS
 
-    @staticmethod
-    def obstacle(config: DepthAnythingConfig) -> str | None:
-        """Sizes that do not fit together."""
-        backbone, head = config.backbone, config.head
-        if backbone.patch_size != head.patch_size:
-            return f"its head has patches of {head.patch_size} pixels and its backbone of {backbone.patch_size}"
-        if backbone.embed_dim != head.in_dim:
-            return f"its head takes {head.in_dim} channels and its backbone gives {backbone.embed_dim}"
-        return None
-
     @property
     def backbone(self) -> DINOv2Config:
         backbone: DINOv2Config = self.spec.config.backbone
