@@ -10,5 +10,5 @@ out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 
 result = mlx_depth.predict(photo, model="mlx-depth-demo")
 print(result)
-for name in ("depth.npy", "depth.png", "depth.jpg"):  # float32, 16-bit gray, colour
+for name in ("depth.npy", "depth.png", "depth.jpg"):  # float32, 16-bit gray, color
     print(result.save(out / name, overwrite=True))

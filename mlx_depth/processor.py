@@ -68,7 +68,7 @@ class Processor:
                 raise OptionError(f"no {name} {getattr(self, name)!r} for a Processor: choose one of {choices}.")
 
     def __call__(self, image: npt.NDArray[np.uint8], *, input_size: InputSize | None = None) -> mx.array:
-        """Resize and normalise one image.
+        """Resize and normalize one image.
 
         Args:
             image: RGB uint8, ``(H, W, 3)``.

@@ -116,7 +116,7 @@ class DepthResult:
         return near
 
     def colorize(self, cmap: str = "Spectral_r", *, limits: tuple[float, float] | None = None) -> npt.NDArray[np.uint8]:
-        """Paint the depth; near takes the last colour of the map (red in ``Spectral_r``).
+        """Paint the depth; near takes the last color of the map (red in ``Spectral_r``).
 
         Args:
             cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``.
@@ -124,7 +124,7 @@ class DepthResult:
         Returns:
             RGB, ``(H, W, 3)``, uint8.
         Raises:
-            OptionError: If the colour map does not exist or the limits are not finite and rising.
+            OptionError: If the color map does not exist or the limits are not finite and rising.
 
         Relative inverse depth: the picture that upstream ``run.py`` writes, pixel for pixel; metric depth:
         that of ``metric_depth/run.py`` within one entry of the map.
@@ -133,14 +133,14 @@ class DepthResult:
         return apply_colormap(entries, cmap)
 
     def side_by_side(self, cmap: str = "Spectral_r") -> npt.NDArray[np.uint8]:
-        """The photo and, to its right, the colour picture.
+        """The photo and, to its right, the color picture.
 
         Args:
             cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``.
         Returns:
             RGB, ``(H, 2 W, 3)``, uint8.
         Raises:
-            OptionError: If the result holds no image, or no colour map has that name.
+            OptionError: If the result holds no image, or no color map has that name.
         """
         if self.image is None:
             raise OptionError("side-by-side needs the photo, which this result does not hold: use color instead.")
@@ -323,7 +323,7 @@ class DepthResult:
         return {name: np.asarray(value) for name, value in values.items() if value is not None}
 
     def show(self) -> None:
-        """Open the colour picture in the system's viewer, beside the photo where the result holds it."""
+        """Open the color picture in the system's viewer, beside the photo where the result holds it."""
         from PIL import Image
 
         Image.fromarray(self._picture()).show()

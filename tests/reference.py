@@ -88,7 +88,7 @@ def save(upstream: Any, folder: Path) -> Path:
 
 
 def pixels(*shape: int) -> np.ndarray:
-    """Normalised pixels, NHWC, smooth enough to look like a photo to the network."""
+    """Normalized pixels, NHWC, smooth enough to look like a photo to the network."""
     B, H, W = shape
     coarse = seeded(f"pixels{shape}", (B, 3, H // 14 + 2, W // 14 + 2))
     smooth = torch.nn.functional.interpolate(torch.from_numpy(coarse), size=(H, W), mode="bicubic")

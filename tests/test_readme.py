@@ -38,7 +38,7 @@ def test_the_picture_is_what_the_tool_makes():
     result = mlx_depth.predict(ROOT / "examples/summer_palace.jpg", model="mlx-depth-demo", dtype="float32")
     shipped = np.asarray(Image.open(ROOT / "examples/pictures/summer_palace_side-by-side.png"))
     difference = np.abs(result.side_by_side().astype(int) - shipped)
-    assert (difference > 2).mean() < 0.001  # a rounded value may fall to the next colour
+    assert (difference > 2).mean() < 0.001  # a rounded value may fall to the next color
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)

@@ -103,7 +103,7 @@ def test_depth_range():
     assert make([[np.nan, np.inf]]).depth_range is None
 
 
-# Normalising and colours
+# Normalizing and colors
 
 
 @given(any_depth, st.sampled_from(DepthKind))

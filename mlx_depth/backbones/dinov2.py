@@ -60,7 +60,7 @@ class DINOv2Config:
 
 
 class LayerTokens(NamedTuple):
-    """The normalised output of one tapped layer."""
+    """The normalized output of one tapped layer."""
 
     patch_tokens: mx.array  # (B, gh * gw, C)
     cls_token: mx.array  # (B, C)
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """Images to the normalised tokens of chosen layers."""
+    """Images to the normalized tokens of chosen layers."""
 
     def __init__(self, config: DINOv2Config):
         super().__init__()
@@ -130,7 +130,7 @@ class DINOv2(nn.Module):
         """Run the transformer.
 
         Args:
-            pixel_values: Normalised images, ``(B, H, W, 3)``; H and W are multiples of the patch size.
+            pixel_values: Normalized images, ``(B, H, W, 3)``; H and W are multiples of the patch size.
         Returns:
             One ``LayerTokens`` for each of ``out_layers``, from the first to the last.
         """

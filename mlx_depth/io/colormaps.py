@@ -1,4 +1,4 @@
-"""Colour maps for depth, the same tables as matplotlib's."""
+"""Color maps for depth, the same tables as matplotlib's."""
 
 import base64
 import difflib
@@ -49,7 +49,7 @@ COLORMAPS = tuple(_TABLES)
 
 
 def apply_colormap(values: npt.NDArray[np.floating] | npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
-    """Paint values with a colour map.
+    """Paint values with a color map.
 
     Args:
         values: ``(H, W)``: float in 0..1 (clipped; NaN counts as 0), or uint8 entries of the table.
@@ -57,36 +57,36 @@ def apply_colormap(values: npt.NDArray[np.floating] | npt.NDArray[np.uint8], nam
     Returns:
         RGB, ``(H, W, 3)``, uint8.
     Raises:
-        OptionError: If no colour map has that name, or the values are of another type.
+        OptionError: If no color map has that name, or the values are of another type.
 
-    Same colours as ``matplotlib.colormaps[name](values, bytes=True)``.
+    Same colors as ``matplotlib.colormaps[name](values, bytes=True)``.
     """
     table = colormap_table(name)
     if values.dtype == np.uint8:
         return table[values]
     if values.dtype.kind != "f":
-        raise OptionError(f"values are {values.dtype}: give floats in 0..1, or uint8 entries of the colour map.")
+        raise OptionError(f"values are {values.dtype}: give floats in 0..1, or uint8 entries of the color map.")
     entries = np.nan_to_num(np.clip(values, 0, 1), copy=False) * 256
     return table[np.minimum(entries, 255).astype(np.uint8)]
 
 
 @functools.cache
 def colormap_table(name: str) -> npt.NDArray[np.uint8]:
-    """The 256 colours of a colour map.
+    """The 256 colors of a color map.
 
     Args:
         name: One of ``COLORMAPS``.
     Returns:
         RGB, ``(256, 3)``, uint8, read-only.
     Raises:
-        OptionError: If no colour map has that name.
+        OptionError: If no color map has that name.
 
     Same numbers as matplotlib's table.
     """
     if name not in _TABLES:
         close = difflib.get_close_matches(name, COLORMAPS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise OptionError(f"no colour map {name!r}: {hint}Choose one of {', '.join(COLORMAPS)}.")
+        raise OptionError(f"no color map {name!r}: {hint}Choose one of {', '.join(COLORMAPS)}.")
     steps = np.frombuffer(zlib.decompress(base64.b85decode(_TABLES[name])), np.uint8).reshape(3, 256)
     table = np.ascontiguousarray(np.cumsum(steps, axis=1, dtype=np.uint8).T)  # uint8 wraps back, as the steps did
     table.flags.writeable = False

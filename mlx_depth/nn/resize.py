@@ -289,7 +289,7 @@ def _interpolation_taps(coordinates: npt.NDArray[np.float64], in_size: int, meth
 
 
 def _antialias_taps(in_size: int, out_size: int, method: Method) -> _Taps:
-    """All pixels under the widened filter, cut at the border, normalised: Pillow's ``precompute_coeffs``."""
+    """All pixels under the widened filter, cut at the border, normalized: Pillow's ``precompute_coeffs``."""
     step = in_size / out_size
     width = max(step, 1.0)
     support = (1.0 if method == "bilinear" else 2.0) * width

@@ -172,7 +172,7 @@ def test_the_authors_files_are_known_by_tensors_and_name(file, model, small_auth
         assert read_checkpoint(path).spec is MODELS[model]
 
 
-def test_a_nameless_file_is_recognised_with_a_warning(small_authors_file, tmp_path):
+def test_a_nameless_file_is_recognized_with_a_warning(small_authors_file, tmp_path):
     path = Path(shutil.copy(small_authors_file, tmp_path / "weights.safetensors"))
     with pytest.warns(UserWarning, match=r"no config.json and no official name: taken for depth-anything-v2-small"):
         checkpoint = read_checkpoint(path)

@@ -68,7 +68,7 @@ def test_export_and_check(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "FAULT main: in simulated float16 the error is" in text
     assert text.startswith("FAILED: error at most 0.02")
-    assert "the colours are" not in text  # they paint the package's own depth
+    assert "the colors are" not in text  # they paint the package's own depth
     assert "Proved" not in text
 
 

@@ -119,13 +119,13 @@ def test_bgr_in_the_interface_fails(half_package, tmp_path):
     ]
 
 
-def test_swapped_colours_fail(tmp_path, monkeypatch):
+def test_swapped_colors_fail(tmp_path, monkeypatch):
     knots = np.ascontiguousarray(base.color_knots("turbo")[:, ::-1])
     with monkeypatch.context() as patch:
         patch.setattr(base, "color_knots", lambda _: knots)
         path = export_coreml(tiny(), tmp_path, sizes=SIZE, cmap="turbo")
     (fault,) = check_package(path, tiny()).faults
-    assert "colours" in fault
+    assert "colors" in fault
 
 
 def test_overflow_in_float16_is_named(tmp_path):
@@ -181,7 +181,7 @@ def test_report_tells_what_was_found(tmp_path):
     report = check_package(export_coreml(tiny(), tmp_path, sizes=[SIZE, (98, 70)], cmap="gray"), tiny())
     text = report.as_text()
     assert text.startswith("passed: error at most 0.02, correlation at least 0.9999\nProved: ")
-    for word in ("size_70x98", "size_98x70", "float32 arithmetic", "simulated float16", "colours", "layer_norm 9"):
+    for word in ("size_70x98", "size_98x70", "float32 arithmetic", "simulated float16", "colors", "layer_norm 9"):
         assert word in text
     assert "run this command on a Mac" in text
     facts = json.loads(json.dumps(report.as_json()))
@@ -213,8 +213,8 @@ def test_what_is_no_package_is_refused(half_package, tmp_path):
         check_package(path, tiny())
 
 
-def test_colours_follow_the_colour_map(tmp_path):
-    """Independent of the check's own colours: entries of the table, as DepthResult paints them."""
+def test_colors_follow_the_color_map(tmp_path):
+    """Independent of the check's own colors: entries of the table, as DepthResult paints them."""
     from mlx_depth.io.colormaps import colormap_table
 
     (function,) = read_package(export_coreml(tiny(), tmp_path, sizes=SIZE, cmap="Spectral_r")).functions.values()

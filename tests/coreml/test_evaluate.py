@@ -74,7 +74,7 @@ def test_bilinear_growth(align_corners, size):
     assert relative_error(ours, nchw(theirs)) < 1e-6
 
 
-def test_normalisation_activations_and_attention():
+def test_normalization_activations_and_attention():
     x = seeded("x", (1, 5, 16))
     array = mx.array(x)
     normed = run("layer_norm", x=x, axes=[2], epsilon=np.float32(1e-6))

@@ -72,7 +72,7 @@ def test_block_equals_the_mlx_block(swiglu):
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
-def test_straight_pieces_follow_the_colour_map(colormap):
+def test_straight_pieces_follow_the_color_map(colormap):
     knots = color_knots(colormap)
     entries = np.linspace(0, len(knots) - 1, 256)
     drawn = np.stack([np.interp(entries, np.arange(len(knots)), knots[:, channel]) for channel in range(3)], axis=1)

@@ -52,7 +52,7 @@ BAD = {
     "unknown attention": ({"attention": "flash"}, "choose one of auto, split"),
     "unknown layout": ({"layout": "cpu"}, "choose one of ane, gpu"),
     "unknown compression": ({"compress": "int4"}, "choose one of int8, palette6, palette8"),
-    "unknown colour map": ({"cmap": "tubro"}, "did you mean 'turbo'"),
+    "unknown color map": ({"cmap": "tubro"}, "did you mean 'turbo'"),
     "several for iOS 17": ({"sizes": ["landscape", "portrait"], "target": "iOS17"}, "needs iOS18 or macOS15"),
     "sdpa for macOS 14": ({"attention": "sdpa", "target": "macOS14"}, "needs iOS18 or macOS15"),
     "split for the GPU": ({"attention": "split", "layout": "gpu"}, "choose 'batched' or 'auto'"),

@@ -36,7 +36,7 @@ CASES = {
     "gpu": ({}, {"layout": "gpu"}),
     "gpu sdpa": ({}, {"layout": "gpu", "attention": "sdpa"}),
     "raw": ({}, {"output": "raw"}),
-    "raw colours": ({}, {"output": "raw", "cmap": "turbo"}),
+    "raw colors": ({}, {"output": "raw", "cmap": "turbo"}),
     "indoor metres": ({"max_depth": 20.0}, {}),
     "outdoor normalized": ({"max_depth": 80.0}, {"output": "normalized", "cmap": "magma"}),
     "other layers": ({"num_layers": 6, "out_layers": (1, 2, 3, 4)}, {}),
@@ -49,7 +49,7 @@ CASES = {
     "one head, SwiGLU, gpu": ({"num_heads": 1, "swiglu": True}, {"layout": "gpu"}),
     "heads of one channel": ({"num_heads": 64}, {"sizes": (14, 28)}),
     "one patch": ({}, {"sizes": (14, 14)}),
-    "one patch, colours, gpu": ({}, {"sizes": (14, 14), "cmap": "turbo", "layout": "gpu"}),
+    "one patch, colors, gpu": ({}, {"sizes": (14, 14), "cmap": "turbo", "layout": "gpu"}),
     "a table of one": ({"table_size": 1}, {}),
 }
 

@@ -31,7 +31,7 @@ FILM_DIAGONAL = (36**2 + 24**2) ** 0.5
 
 
 def scene() -> np.ndarray:
-    """(32, 48, 3): six flat blocks; lossy coding keeps the colour of their centres, and every turn shows."""
+    """(32, 48, 3): six flat blocks; lossy coding keeps the color of their centres, and every turn shows."""
     blocks = np.array([[RED, GREEN, BLUE], [GRAY, (250, 250, 0), (0, 0, 0)]], np.uint8)
     return blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
 
@@ -53,9 +53,9 @@ def encode_heic(picture: np.ndarray, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+def png(width: int, height: int, depth: int, color: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG by hand, for the kinds that Pillow does not write."""
-    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     parts = [b"\x89PNG\r\n\x1a\n"]
     for name, data in (header, *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         parts.append(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
@@ -221,13 +221,13 @@ def test_avif_needs_no_libheif(monkeypatch):
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_first_frame(form):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (8, 6), color) for color in (RED, GREEN, BLUE)]
     options = {"lossless": True} if form == "WEBP" else {}
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(load_image(data).pixels, np.full((6, 8, 3), RED))
 
 
-# Colour
+# Color
 
 
 def test_palette():
@@ -263,7 +263,7 @@ def test_cmyk_jpeg_is_not_inverted():
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "RGBX"])
-def test_other_colour_modes_of_pil_images(mode):
+def test_other_color_modes_of_pil_images(mode):
     picture = Image.fromarray(scene()).convert(mode)
     assert np.abs(load_image(picture).pixels.astype(int) - scene()).max() <= 6
 
@@ -311,7 +311,7 @@ def test_premultiplied_alpha_of_pil_images():
     assert np.abs(load_image(gray.convert("La")).pixels.astype(int) - load_image(gray).pixels).max() <= 2
 
 
-def test_colour_key_of_a_true_colour_png():
+def test_color_key_of_a_true_color_png():
     data = encode(np.array([[RED, BLUE]], np.uint8), "PNG", transparency=BLUE)
     np.testing.assert_array_equal(load_image(data, background=GREEN).pixels, [[RED, GREEN]])
 
@@ -438,7 +438,7 @@ def test_sixteen_bit_gray_png_with_a_transparent_value():
     np.testing.assert_array_equal(load_image(data, background=GREEN).pixels, [[GREEN, [156] * 3, [4] * 3]])
 
 
-def test_sixteen_bit_colour_png():
+def test_sixteen_bit_color_png():
     values = np.array([[[0, 257, 65535], [40000, 30000, 513]]], ">u2")
     data = png(2, 1, 16, 2, b"\0" + values.tobytes())
     assert np.abs(load_image(data).pixels - values / 257.0).max() <= 1

@@ -449,7 +449,7 @@ def test_the_suffix_chooses(suffix, magic, tmp_path):
         ("d.png", {"format": "png 16"}, "no format 'png 16': did you mean 'png16'? Choose one of npy, npz"),
         ("d.jpg", {"format": "png16"}, "png16 does not go into 'd.jpg': give a name that ends with .png."),
         ("d.npy", {"format": "color"}, "color does not go into 'd.npy': give a name that ends with .png or .jpg"),
-        ("d.jpg", {"cmap": "virids"}, "no colour map 'virids': did you mean 'viridis'?"),
+        ("d.jpg", {"cmap": "virids"}, "no color map 'virids': did you mean 'viridis'?"),
         ("d.png", {"format": "side-by-side"}, "side-by-side needs the photo"),
         ("d.npy", {"format": "confidence"}, "this result has no confidence, which its model does not compute: leave"),
         ("d.npy", {"format": "sky"}, "this result has no sky"),

@@ -94,7 +94,7 @@ def test_other_settings_are_not_complete(asked: Settings, job: Job, out: Path) -
     assert unfinished([job], out, asked, resume=True) == [job]
 
 
-def test_exact_size_is_recognised(job: Job, out: Path) -> None:
+def test_exact_size_is_recognized(job: Job, out: Path) -> None:
     exact = Settings(ASKED.model, "float32", input_size=(70, 98))
     write_result(job, out, settings=json.loads(json.dumps(exact.facts())))
     assert unfinished([job], out, exact, resume=True) == []

@@ -14,7 +14,7 @@ def test_unknown_format(formats: tuple[str, ...]) -> None:
         Settings("m", "float32", formats=formats)
 
 
-def test_unknown_colour_map() -> None:
+def test_unknown_color_map() -> None:
     with pytest.raises(OptionError, match="jet"):
         Settings("m", "float32", cmap="jet")
 

@@ -30,8 +30,8 @@ class Agreement:
 
     Attributes:
         depth: Difference of the depth.
-        color_error: Mean absolute difference of the colours from those of the package's own depth, of 255; None without
-            a colour map.
+        color_error: Mean absolute difference of the colors from those of the package's own depth, of 255; None without
+            a color map.
     """
 
     depth: Difference
@@ -49,7 +49,7 @@ class Agreement:
 
     def __str__(self) -> str:
         text = f"error {self.error:.2e}  correlation {self.correlation:.8f}"
-        return text if self.color_error is None else f"{text}  colours {self.color_error:.2f} of 255"
+        return text if self.color_error is None else f"{text}  colors {self.color_error:.2f} of 255"
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``."""
@@ -59,12 +59,12 @@ class Agreement:
         """What the gate refuses, in words; NaN is refused."""
         found = gate.faults(self.depth)
         if self.color_error is not None and not self.color_error <= MAX_COLOR_ERROR:
-            found.append(f"the colours are {self.color_error:.2g} of 255 off, above {MAX_COLOR_ERROR:g}")
+            found.append(f"the colors are {self.color_error:.2g} of 255 off, above {MAX_COLOR_ERROR:g}")
         return found
 
 
 def compare(outputs: Outputs, expected: Outputs) -> Agreement:
-    """Measure outputs against those that they should be; colours only where both have them."""
+    """Measure outputs against those that they should be; colors only where both have them."""
     depth = measure(outputs[DEPTH].ravel(), expected[DEPTH].ravel())  # a device may leave the leading axes out
     if COLORS not in outputs or COLORS not in expected:
         return Agreement(depth)

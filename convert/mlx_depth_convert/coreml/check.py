@@ -156,13 +156,13 @@ def expected_depth(
 
 
 def painted(depth: npt.NDArray[np.float32], spec: ModelSpec, *, output: str, cmap: str) -> npt.NDArray[np.float32]:
-    """The colours that a package should give for the depth that it gave: errors of the depth are judged by themselves.
+    """The colors that a package should give for the depth that it gave: errors of the depth are judged by themselves.
 
     Args:
         depth: The package's, ``(1, 1, H, W)``.
         spec: The model.
         output: One of ``options.OUTPUTS``: the unit of the depth.
-        cmap: A colour map's name.
+        cmap: A color map's name.
     Returns:
         RGB ``(1, 3, H, W)``, 0..255.
     """

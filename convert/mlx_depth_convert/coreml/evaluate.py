@@ -28,7 +28,7 @@ class Program:
     functions: dict[str, Any]  # coremltools' Function
 
     def interface(self, function: str) -> dict[str, tuple[str, int, int]]:
-        """Feature → colour space, height and width of its image: what an app sees, which the graph does not say."""
+        """Feature → color space, height and width of its image: what an app sees, which the graph does not say."""
         described = {item.name: item for item in self.description.functions} or {function: self.description}
         found = {}
         for feature in (*described[function].input, *described[function].output):

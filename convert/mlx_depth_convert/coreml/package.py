@@ -190,7 +190,7 @@ def _describe(spec: Any, job: _Job) -> None:
         function.input[0].shortDescription = "The photo in RGB, upright, scaled to fill."
         function.output[0].shortDescription = depth_text(plan.output, model)
         if plan.cmap is not None:
-            function.output[1].shortDescription = f"The depth painted with {plan.cmap}: near is its last colour."
+            function.output[1].shortDescription = f"The depth painted with {plan.cmap}: near is its last color."
     metadata = description.metadata
     metadata.Clear()
     owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"

@@ -18,7 +18,7 @@ Weights = Mapping[str, mx.array]
 Size = tuple[int, int]
 Var = Any  # coremltools' symbolic tensor
 
-COLOR_SEGMENTS = 32  # straight pieces of a colour map: at most 4 of 255 away from its 256 entries
+COLOR_SEGMENTS = 32  # straight pieces of a color map: at most 4 of 255 away from its 256 entries
 SMALLEST_RANGE = 2.0**-14  # smallest normal float16: a constant depth gives zeros, not a division by zero
 
 
@@ -87,7 +87,7 @@ class Emitter:
         raise NotImplementedError
 
     def outputs(self, image: Var, size: Size) -> list[Var]:
-        """Depth as the plan wants it, (1, 1, H, W), and, if asked for, its colours, (1, 3, H, W)."""
+        """Depth as the plan wants it, (1, 1, H, W), and, if asked for, its colors, (1, 3, H, W)."""
         normalized, cmap = self.plan.output == "normalized", self.plan.cmap
         value = self.depth(image, size, "nearness_raw" if normalized else DEPTH)
         if not normalized and cmap is None:
@@ -127,7 +127,7 @@ class Emitter:
 
 
 def color_knots(cmap: str) -> Array:
-    """The colour map at equal steps of nearness: ``(COLOR_SEGMENTS + 1, 3)``, 0..255."""
+    """The color map at equal steps of nearness: ``(COLOR_SEGMENTS + 1, 3)``, 0..255."""
     table = colormap_table(cmap).astype(np.float64)
     entries = np.linspace(0, len(table) - 1, COLOR_SEGMENTS + 1)
     return np.stack(

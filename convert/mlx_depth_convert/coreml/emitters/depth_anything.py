@@ -70,7 +70,7 @@ class DepthAnythingEmitter(Emitter):
         return self.mb.concat(values=[lead, x], axis=self.token_axis, name="tokens")
 
     def transformer(self, x: Var) -> list[Var]:
-        """Tokens to the normalised patch tokens of the tapped layers."""
+        """Tokens to the normalized patch tokens of the tapped layers."""
         tapped: list[Var] = []
         for index in range(max(self.backbone.out_layers) + 1):
             x = self.block(x, index)

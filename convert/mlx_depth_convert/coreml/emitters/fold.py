@@ -1,7 +1,7 @@
 """Our weights, folded in float64 into the fewest operations that a Core ML graph needs.
 
 Into the neighbouring linear layers go LayerScale, the LayerNorm affine and the softmax scale; into the patch
-convolution most of the normalisation of pixels. The residual stream is divided by a power of two, which is exact and
+convolution most of the normalization of pixels. The residual stream is divided by a power of two, which is exact and
 leaves every block's input as it was, for LayerNorm takes it out again: a hedge against overflow in float16.
 """
 
@@ -38,7 +38,7 @@ class Block:
 
 
 def fold_pixels(processor: Processor, weights: Weights) -> tuple[Array, Layer]:
-    """Split the normalisation of 8-bit pixels between an exact offset and the patch convolution.
+    """Split the normalization of 8-bit pixels between an exact offset and the patch convolution.
 
     Args:
         processor: Mean and standard deviation of the RGB values.
