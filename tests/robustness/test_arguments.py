@@ -20,7 +20,7 @@ def model() -> DepthModel:
     return mlx_depth.load("mlx-depth-demo")
 
 
-SIZES = ["518", float("nan"), 56.0, (14,), (14, 14, 14), (14.0, 28), (True, 14), True, {}, object(), [14], (None, 14)]
+SIZES = ["518", float("nan"), 56.0, (14,), (14, 14, 14), (14.0, 28), (True, 14), True, {}, type, [14], (None, 14)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=repr)
