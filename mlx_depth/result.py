@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -340,6 +339,8 @@ class DepthResult:
         return np.array(self.depth, dtype=dtype, copy=copy)
 
     def _repr_html_(self) -> str:
+        import html
+
         data = base64.b64encode(self._notebook_png()).decode()
         caption = html.escape(repr(self))
         return (

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import secrets
-import socket
 import stat
 import time
 from collections.abc import Callable
@@ -87,7 +86,7 @@ def _is_running(pid: int, start: str) -> bool:
 @cache
 def _host() -> str:
     """This machine since it started, as seen from within its container: where a process number means one process."""
-    place = socket.gethostname()
+    place = os.uname().nodename
     for source in (_boot, _namespace):
         try:
             place += source()

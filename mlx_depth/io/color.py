@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from mlx_depth.errors import ImageError
 from mlx_depth.io import tiff
@@ -70,8 +69,9 @@ def _wide_to_rgb(image: Image.Image, name: str, background: Color) -> Image.Imag
         if low < 0 or high > 65535:
             raise ImageError(f"{name} holds 32-bit values from {low} to {high}: scale them to 16 bits, 0 to 65535.")
         values = values.astype(np.uint16)
-    if isinstance(image, TiffImageFile) and values.dtype.kind == "u":
-        values = _as_sixteen_bits(values, *tiff.white_level(image.tag_v2))
+    tags = tiff.tags_of(image)
+    if tags is not None and values.dtype.kind == "u":
+        values = _as_sixteen_bits(values, *tiff.white_level(tags))
     rgb = Image.fromarray(to_uint8(values, name)).convert("RGB")
     if "transparency" not in image.info:
         return rgb

@@ -11,7 +11,6 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from mlx_depth.errors import ImageError
 from mlx_depth.io import png, tiff
@@ -86,10 +85,11 @@ def from_pil(image: Image.Image, name: str, background: Color, max_pixels: int) 
     if image.width * image.height > max_pixels:
         raise too_many_pixels(name, max_pixels)
     # TIFF turns itself while it loads, then forgets its orientation; and it asks for Pillow's limit again.
-    in_tiff = isinstance(image, TiffImageFile)
+    tags = tiff.tags_of(image)
+    in_tiff = tags is not None
     try:
-        if isinstance(image, TiffImageFile):
-            tiff.check_layout(image.tag_v2, name)
+        if in_tiff:
+            tiff.check_layout(tags, name)
         turned = orientation(image) if in_tiff else 1
         with _pillow_limit(max_pixels) if in_tiff else nullcontext():
             image.load()

@@ -13,9 +13,8 @@ from typing import IO, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlx_depth.errors import ImageError, printable
-
-MAX_BYTES = 268_435_456
-"""Most bytes, 256 MiB, that are taken from a URL, a pipe or a file object."""
+from mlx_depth.io import bounded
+from mlx_depth.io.bounded import read_bounded, too_large
 
 TRANSFER_TIMEOUTS = 10
 """How many times the timeout of one read a whole transfer may take."""
@@ -30,7 +29,7 @@ def download(url: str, timeout: float) -> bytes:
         url: http or https, quoted or as a browser shows it.
         timeout: Seconds that the server may stay silent; the whole transfer may take ``TRANSFER_TIMEOUTS`` times that.
     Returns:
-        The bytes, at most ``MAX_BYTES``.
+        The bytes, at most ``bounded.MAX_BYTES``.
     Raises:
         ImageError: If they cannot be fetched.
     """
@@ -52,23 +51,11 @@ def download(url: str, timeout: float) -> bytes:
     return data
 
 
-def read_bounded(read: Callable[[int], bytes], name: str) -> bytes:
-    """Read to the end, or raise ImageError above ``MAX_BYTES``."""
-    parts = []
-    left = MAX_BYTES + 1
-    while left and (part := read(min(left, 1 << 20))):
-        parts.append(part)
-        left -= len(part)
-    if not left:
-        raise _too_large(name)
-    return b"".join(parts)
-
-
 def _read(response: Any, name: str) -> bytes:
     length = response.headers["Content-Length"]
     expected = None if length is None else int(length)
-    if expected is not None and expected > MAX_BYTES:
-        raise _too_large(name)
+    if expected is not None and expected > bounded.MAX_BYTES:
+        raise too_large(name)
     data = read_bounded(response.read, name)
     if expected is not None and len(data) < expected:
         raise ImageError(f"{name} broke off after {len(data):,} of {expected:,} bytes: try again.")
@@ -202,7 +189,3 @@ def _too_long(name: str, timeout: float) -> ImageError:
         f"{name} was not there after {timeout * TRANSFER_TIMEOUTS:g} s: try again, raise timeout, or download it "
         "yourself and give the path."
     )
-
-
-def _too_large(name: str) -> ImageError:
-    return ImageError(f"{name} is larger than {MAX_BYTES:,} bytes: download it yourself and give the path.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from mlx_depth.errors import ImageError, OptionError, printable
@@ -42,16 +42,14 @@ class Reason(enum.Enum):
     UNREADABLE = "not readable"
 
 
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(NamedTuple):
     """A file or folder that a folder or a pattern led to, and that is not taken."""
 
     path: str
     reason: Reason
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """A path that stands for no image."""
 
     path: str
@@ -135,8 +133,7 @@ def find_photos(place: str | Path) -> list[str]:
     return [item.source for item in found if isinstance(item, Found)]
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     source: str
     name: Path  # below the folder that was searched
     folder: str  # name of that folder, or host of a URL

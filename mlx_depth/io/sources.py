@@ -12,7 +12,7 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 from mlx_depth.errors import ImageError, printable
-from mlx_depth.io.download import download, read_bounded
+from mlx_depth.io.bounded import read_bounded
 
 DATA_URI = "<data URI>"
 
@@ -34,6 +34,8 @@ def open_source(source: object, timeout: float) -> Iterator[tuple[IO[bytes], str
     elif isinstance(source, str) and is_data_uri(source):
         yield io.BytesIO(_decode_data_uri(source)), DATA_URI
     elif isinstance(source, str) and is_url(source):
+        from mlx_depth.io.download import download  # the modules behind it are a tenth of all that an import costs
+
         yield io.BytesIO(download(source, timeout)), source
     elif isinstance(source, (str, os.PathLike)):
         with _open_path(os.fspath(source)) as stream:

@@ -3,12 +3,14 @@
 import io
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from PIL import ExifTags, TiffImagePlugin
+from PIL import ExifTags, Image
 
 from mlx_depth.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import TiffImagePlugin
 
 _MAX_PAGES = 64
 _GRAY_INVERTED, _RGB, _CMYK, _YCBCR = 0, 2, 5, 6
@@ -17,12 +19,11 @@ _LAB = {8, 9, 10}
 _RAW_CODECS = {32767, 32769, 32770, 34713, 65535, 65000}  # Sony, Epson, Samsung, Nikon, Pentax, Kodak
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """One picture in a TIFF file."""
 
     offset: int
-    tags: TiffImagePlugin.ImageFileDirectory_v2
+    tags: "TiffImagePlugin.ImageFileDirectory_v2"
 
     @property
     def area(self) -> int:
@@ -39,8 +40,7 @@ class Page:
         return self.tags.get(262) in _SENSOR or self.tags.get(259) in _RAW_CODECS
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """The picture of a file that is meant."""
 
     stream: IO[bytes]
@@ -79,6 +79,11 @@ def find_photo(stream: IO[bytes], name: str) -> Photo | None:
     return Photo(whole, _layout(photo.tags), turn)
 
 
+def tags_of(image: Image.Image) -> Any | None:
+    """The tags of an image that Pillow opened as TIFF; None of another."""
+    return getattr(image, "tag_v2", None)
+
+
 def check_layout(tags: Any, name: str) -> None:
     """Raise ImageError for a layout that Pillow opens but misreads."""
     if _is_misread(tags):
@@ -105,6 +110,8 @@ def _layout(tags: Any) -> str:
 
 def _pages(stream: IO[bytes], header: bytes) -> Iterator[Page]:
     """The pictures of a file, those within others (SubIFDs) too; each once, though a damaged file may go in circles."""
+    from PIL import TiffImagePlugin
+
     is_big = header[2:3] == b"\x2b"
     waiting = [TiffImagePlugin.ImageFileDirectory_v2(header[: 16 if is_big else 8]).next]
     seen: set[int] = set()

@@ -9,14 +9,37 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from mlx_depth.errors import OptionError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Task(Generic[T]):
+    """A call that another thread makes, and what becomes of it."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.call = call
+        self.outcome: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
+
+    def run(self) -> None:
+        try:
+            self.outcome.put((self.call(),))
+        except BaseException as error:
+            self.outcome.put(error)
+
+    def result(self) -> T:
+        """Wait for what the call gives, or raise what it raised."""
+        outcome = self.outcome.get()
+        if isinstance(outcome, BaseException):
+            try:
+                raise outcome
+            finally:
+                del outcome  # else error and frame hold each other, and the image with them
+        return outcome[0]
 
 
 class _Process:
@@ -27,7 +50,7 @@ class _Process:
         self.has_computed = forked_too_late
         self.forked_too_late = forked_too_late
         self.owner: threading.Thread | None = None
-        self.tasks: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self.tasks: SimpleQueue[_Task[Any]] = SimpleQueue()
 
 
 _process = _Process()
@@ -64,29 +87,20 @@ def check_fork() -> None:
         )
 
 
-def _in_owner(task: Callable[[], T]) -> T:
-    future: Future[T] = Future()
+def _in_owner(call: Callable[[], T]) -> T:
+    task = _Task(call)
     with _process.lock:
-        _process.tasks.put((task, future))
+        _process.tasks.put(task)
         if _process.owner is None:
             # A daemon: it must not end before the process does.
             _process.owner = threading.Thread(target=_work, args=(_process.tasks,), name="mlx-depth-mlx", daemon=True)
             _process.owner.start()
-    return future.result()
+    return task.result()
 
 
-def _work(tasks: SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> None:
+def _work(tasks: SimpleQueue[_Task[Any]]) -> None:
     while True:
-        _run(*tasks.get())
-
-
-def _run(task: Callable[[], Any], future: Future[Any]) -> None:
-    try:
-        result = task()
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+        tasks.get().run()
 
 
 def _after_fork() -> None:

@@ -2,15 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_depth.errors import ImageError
 from mlx_depth.io.image import ImageSource, LoadedImage
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
 WINDOW = 4  # batches' worth of images that may wait for others of their size
@@ -122,6 +124,8 @@ def _decoding(images: Iterable[ImageSource], read: _Read, ahead: int) -> Iterato
 
     Where the caller's iterator fails, its error is the last item.
     """
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and one image needs none
+
     pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="mlx-depth-decode")
     try:
         yield _decode_ahead(pool, images, read, ahead)
@@ -130,9 +134,9 @@ def _decoding(images: Iterable[ImageSource], read: _Read, ahead: int) -> Iterato
 
 
 def _decode_ahead(
-    pool: ThreadPoolExecutor, images: Iterable[ImageSource], read: _Read, ahead: int
+    pool: "ThreadPoolExecutor", images: Iterable[ImageSource], read: _Read, ahead: int
 ) -> Iterator[_Decoded | Exception]:
-    queue: deque[tuple[ImageSource, Future[LoadedImage | ImageError]]] = deque()
+    queue: deque[tuple[ImageSource, Callable[[], LoadedImage | ImageError]]] = deque()
     failure: Exception | None = None
     sources = iter(images)
     while True:
@@ -144,20 +148,21 @@ def _decode_ahead(
             failure = error
             break
         if len(queue) > ahead:
-            source, future = queue.popleft()
-            yield source, future.result()
-    for source, future in queue:
-        yield source, future.result()
+            source, loaded = queue.popleft()
+            yield source, loaded()
+    for source, loaded in queue:
+        yield source, loaded()
     if failure is not None:
         yield failure
 
 
-def _start_loading(pool: ThreadPoolExecutor, read: _Read, source: ImageSource) -> Future[LoadedImage | ImageError]:
+def _start_loading(
+    pool: "ThreadPoolExecutor", read: _Read, source: ImageSource
+) -> Callable[[], LoadedImage | ImageError]:
     if not isinstance(source, _TAKEN_AT_ONCE):
-        return pool.submit(_try_load, read, source)
-    loaded: Future[LoadedImage | ImageError] = Future()
-    loaded.set_result(_try_load(read, source))
-    return loaded
+        return pool.submit(_try_load, read, source).result
+    loaded = _try_load(read, source)
+    return lambda: loaded
 
 
 def _try_load(read: _Read, source: ImageSource) -> LoadedImage | ImageError:

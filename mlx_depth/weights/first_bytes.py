@@ -1,7 +1,6 @@
 """What a file really is, by its first bytes: the true cause where it cannot be read as weights."""
 
 import stat
-import zipfile
 from pathlib import Path
 
 from mlx_depth.errors import CheckpointError
@@ -78,6 +77,8 @@ def _known(path: Path, head: bytes, expected: str) -> tuple[str, str] | None:
 
 
 def _zip(path: Path, expected: str) -> tuple[str, str] | None:
+    import zipfile  # slow to import, and seldom needed
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

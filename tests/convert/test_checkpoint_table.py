@@ -359,17 +359,26 @@ def refused(source: Path, scratch: Path, message: str, capfd: pytest.CaptureFixt
     assert not Path("/tmp/mlx-depth-was-here").exists()
 
 
-@pytest.mark.parametrize("verb", ["info", "predict"])
 def test_a_file_for_the_conversion_tool_comes_with_the_command(
-    verb: str, upstream: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    upstream: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "my model.pth", upstream)
     photo = Path(__file__).parents[2] / "examples" / "coffee.jpg"
-    arguments = (
-        ["info", str(path)] if verb == "info" else ["predict", str(photo), "--model", str(path), "-o", str(tmp_path)]
-    )
-    assert main(arguments) == 2
+    assert main(["predict", str(photo), "--model", str(path), "-o", str(tmp_path)]) == 2
     assert f"mlx-depth convert '{path}' 'my model-mlx'" in capfd.readouterr().err
+
+
+def test_info_of_a_file_for_the_conversion_tool(
+    plain: Path, upstream: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "model.pth", upstream)
+    shutil.copy(plain / "config.json", tmp_path / "config.json")
+    assert main(["info", str(path), "--json"]) == 0
+    backbone = json.loads(capfd.readouterr().out)["config"]["backbone"]
+    assert backbone["embed_dim"] == upstream.config.backbone_config.hidden_size
+    (tmp_path / "config.json").unlink()
+    assert main(["info", str(path)]) == 2
+    assert capfd.readouterr().err.endswith("put the model's config.json beside the weights\n")
 
 
 def test_the_card_goes_on_to_the_converted_folder(plain: Path, tmp_path: Path) -> None:

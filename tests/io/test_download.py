@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mlx_depth.errors import ImageError
-from mlx_depth.io import download
+from mlx_depth.io import bounded
 from mlx_depth.io.image import ImageInfo, load_image
 
 SCENE = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
@@ -138,7 +138,7 @@ def test_urls_that_fail(server, path, message):
 
 
 def test_url_without_a_length_is_limited_too(server, monkeypatch):
-    monkeypatch.setattr(download, "MAX_BYTES", 100)
+    monkeypatch.setattr(bounded, "MAX_BYTES", 100)
     with pytest.raises(ImageError, match=r"/endless\.png is larger than 100 bytes"):
         load_image(server + "/endless.png")
 

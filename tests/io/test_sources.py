@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mlx_depth.errors import ImageError
-from mlx_depth.io import download
+from mlx_depth.io import bounded
 from mlx_depth.io.image import ImageInfo, load_image
 
 SCENE = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
@@ -81,7 +81,7 @@ class Endless:
 
 
 def test_an_endless_file_object_is_bounded(monkeypatch):
-    monkeypatch.setattr(download, "MAX_BYTES", 5_000_000)
+    monkeypatch.setattr(bounded, "MAX_BYTES", 5_000_000)
     endless = Endless(a_png())
     with pytest.raises(ImageError, match=r"camera is larger than 5,000,000 bytes: download it yourself"):
         load_image(endless)
@@ -89,7 +89,7 @@ def test_an_endless_file_object_is_bounded(monkeypatch):
 
 
 def test_an_endless_pipe_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MAX_BYTES", 500_000)
+    monkeypatch.setattr(bounded, "MAX_BYTES", 500_000)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     written = []
