@@ -85,6 +85,24 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_no_installed_metadata_is_needed(tmp_path):
+    """As in a vendored copy, a zipapp, or a clone on PYTHONPATH."""
+    code = f"""
+import importlib.metadata as metadata
+found = metadata.distribution
+def distribution(name):
+    if name.startswith("mlx") and "depth" in name:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.distribution = distribution
+import mlx_depth, numpy
+photo = numpy.zeros((30, 40, 3), numpy.uint8)
+mlx_depth.predict(photo, model="mlx-depth-demo", input_size=14).save({str(tmp_path / "a.png")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert mlx_depth.__version__.encode() in (tmp_path / "a.png").read_bytes()
+
+
 def test_public_names_are_sorted_and_documented():
     assert mlx_depth.__all__ == sorted(mlx_depth.__all__)
     undocumented = [name for name in mlx_depth.__all__ if not (getattr(mlx_depth, name).__doc__ or "").strip()]
