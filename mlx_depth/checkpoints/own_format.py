@@ -126,7 +126,7 @@ def read_own_config(folder: Path, config: Mapping[str, Any]) -> OwnFacts:
     """
     where = folder / CONFIG
     if config["format"] != FORMAT:
-        raise CheckpointError(f"{where} has the format {config['format']!r}, not {FORMAT!r}: update mlx-depth.")
+        raise CheckpointError(f"{where} has the format {config['format']!r:.60}, not {FORMAT!r}: update mlx-depth.")
     config = {_RENAMED.get(key, key): value for key, value in config.items()}
     unknown = sorted(config.keys() - _OUR_KEYS)
     if unknown:

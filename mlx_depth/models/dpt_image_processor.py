@@ -111,7 +111,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for key, known in _FIXED_KEYS.items():
         if key in config and config[key] not in known:
             raise CheckpointError(
-                f"preprocessor_config.json has {key} = {config[key]!r}, but only {known[0]!r} is supported: "
+                f"preprocessor_config.json has {key} = {config[key]!r:.60}, but only {known[0]!r} is supported: "
                 "correct the file, or pass pixel values to the network yourself."
             )
     for key, (wanted, is_right) in _READ_KEYS.items():

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_depth.errors import CheckpointError
+from mlx_depth.errors import CheckpointError, printable
 
 LISTED = 8  # names shown in an error before "and N more"
 
@@ -192,7 +192,7 @@ def parameter_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Name the first few and count the rest, for an error message."""
+    """Name the first few, printable, and count the rest, for an error message."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(map(printable, names[:LISTED])) + more

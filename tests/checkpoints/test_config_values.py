@@ -135,6 +135,15 @@ def drawn(case: Case, data: st.DataObject) -> None:
     assert case.refused(config) in (True, False)
 
 
+def test_keys_that_steer_a_terminal_are_escaped(case: Case) -> None:
+    inner = ("backbone_config",) if "backbone_config" in case.config else ("config",)
+    for way in (("\x1b[2J\n",), (*inner, "\x1b[2J\n")):
+        (case.folder / "config.json").write_text(json.dumps(edited(case.config, way, 1)))
+        with pytest.raises(MlxDepthError, match=r"\\x1b\[2J\\n") as caught:
+            assemble_checkpoint(case.folder, case.tensors)
+        assert str(caught.value).isprintable()
+
+
 SIZES = ["embed_dim", "num_layers", "num_heads", "table_size", "mlp_ratio", "patch_size", "features", "hidden_channels"]
 
 
