@@ -14,7 +14,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlx_depth.errors import ImageError, printable
 from mlx_depth.io import bounded
-from mlx_depth.io.bounded import read_bounded, too_large
 
 TRANSFER_TIMEOUTS = 10
 """How many times the timeout of one read a whole transfer may take."""
@@ -55,8 +54,8 @@ def _read(response: Any, name: str) -> bytes:
     length = response.headers["Content-Length"]
     expected = None if length is None else int(length)
     if expected is not None and expected > bounded.MAX_BYTES:
-        raise too_large(name)
-    data = read_bounded(response.read, name)
+        raise bounded.too_large(name)
+    data = bounded.read_bounded(response.read, name)
     if expected is not None and len(data) < expected:
         raise ImageError(f"{name} broke off after {len(data):,} of {expected:,} bytes: try again.")
     return data

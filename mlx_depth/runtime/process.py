@@ -10,36 +10,15 @@ import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mlx_depth.errors import OptionError
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _Task(Generic[T]):
-    """A call that another thread makes, and what becomes of it."""
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        self.call = call
-        self.outcome: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
-
-    def run(self) -> None:
-        try:
-            self.outcome.put((self.call(),))
-        except BaseException as error:
-            self.outcome.put(error)
-
-    def result(self) -> T:
-        """Wait for what the call gives, or raise what it raised."""
-        outcome = self.outcome.get()
-        if isinstance(outcome, BaseException):
-            try:
-                raise outcome
-            finally:
-                del outcome  # else error and frame hold each other, and the image with them
-        return outcome[0]
 
 
 class _Process:
@@ -50,7 +29,7 @@ class _Process:
         self.has_computed = forked_too_late
         self.forked_too_late = forked_too_late
         self.owner: threading.Thread | None = None
-        self.tasks: SimpleQueue[_Task[Any]] = SimpleQueue()
+        self.tasks: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
 
 
 _process = _Process()
@@ -87,20 +66,31 @@ def check_fork() -> None:
         )
 
 
-def _in_owner(call: Callable[[], T]) -> T:
-    task = _Task(call)
+def _in_owner(task: Callable[[], T]) -> T:
+    from concurrent.futures import Future  # slow to import, and the main thread needs none
+
+    future: Future[T] = Future()
     with _process.lock:
-        _process.tasks.put(task)
+        _process.tasks.put((task, future))
         if _process.owner is None:
             # A daemon: it must not end before the process does.
             _process.owner = threading.Thread(target=_work, args=(_process.tasks,), name="mlx-depth-mlx", daemon=True)
             _process.owner.start()
-    return task.result()
+    return future.result()
 
 
-def _work(tasks: SimpleQueue[_Task[Any]]) -> None:
+def _work(tasks: SimpleQueue[tuple[Callable[[], Any], "Future[Any]"]]) -> None:
     while True:
-        tasks.get().run()
+        _run(*tasks.get())
+
+
+def _run(task: Callable[[], Any], future: "Future[Any]") -> None:
+    try:
+        result = task()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _after_fork() -> None:
