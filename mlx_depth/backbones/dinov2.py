@@ -10,13 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth.nn import ops
-from mlx_depth.nn.attention import Attention
-from mlx_depth.nn.layer_scale import LayerScale
-from mlx_depth.nn.mlp import MLP, SwiGLU, swiglu_hidden_dims
+from mlx_depth.nn.block import Block
+from mlx_depth.nn.mlp import swiglu_hidden_dims
 from mlx_depth.nn.patch_embed import PatchEmbed
 from mlx_depth.nn.position import PositionRule, resize_position_table
-from mlx_depth.weights.config_values import check_at_least
+from mlx_depth.weights.config_values import added_later, check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Split
 
 LAYER_NORM_EPS = 1e-6
@@ -37,6 +35,7 @@ class DINOv2Config:
     table_size: int = 37  # side of the position table, in patches
     num_register_tokens: int = 0
     position_rule: PositionRule = "scale"
+    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm; the blocks' is always LAYER_NORM_EPS
 
     def __post_init__(self) -> None:
         sizes = ("embed_dim", "num_layers", "num_heads", "mlp_ratio", "patch_size", "table_size")
@@ -45,6 +44,10 @@ class DINOv2Config:
             raise CheckpointError(
                 f"{self.num_heads} heads cannot share an embed_dim of {self.embed_dim}: "
                 "take the config.json of the original checkpoint."
+            )
+        if not 0 < self.norm_eps < 1:
+            raise CheckpointError(
+                f"norm_eps is {self.norm_eps}, not between 0 and 1: take the config.json of the original checkpoint."
             )
         if list(self.out_layers) != sorted({*self.out_layers}) or max(self.out_layers, default=0) >= self.num_layers:
             raise CheckpointError(
@@ -66,27 +69,6 @@ class LayerTokens(NamedTuple):
     cls_token: mx.array  # (B, C)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale on both branches."""
-
-    def __init__(self, config: DINOv2Config):
-        super().__init__()
-        dims = config.embed_dim
-        self.norm1 = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dims, config.num_heads)
-        self.layer_scale1 = LayerScale(dims)
-        self.norm2 = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
-        self.mlp = (SwiGLU if config.swiglu else MLP)(dims, config.hidden_dim)
-        self.layer_scale2 = LayerScale(dims)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.layer_scale1(self.attn(self.norm1(x)))
-        return ops.row_wise(self._feed_forward, x)
-
-    def _feed_forward(self, x: mx.array) -> mx.array:
-        return x + self.layer_scale2(self.mlp(self.norm2(x)))
-
-
 class DINOv2(nn.Module):
     """Images to the normalized tokens of chosen layers."""
 
@@ -99,10 +81,14 @@ class DINOv2(nn.Module):
         self.pos_embed = mx.zeros((1, 1 + config.table_size**2, dims))
         if config.num_register_tokens:
             self.register_tokens = mx.zeros((1, config.num_register_tokens, dims))
-        self.blocks = [Block(config) for _ in range(config.num_layers)]
-        self.norm = nn.LayerNorm(dims, eps=LAYER_NORM_EPS)
+        self.blocks = [self._block(index) for index in range(config.num_layers)]
+        self.norm = nn.LayerNorm(dims, eps=config.norm_eps)
         self._table: mx.array | None = None  # the pos_embed that _positions come from
         self._positions: dict[tuple[int, int], mx.array] = {}
+
+    def _block(self, index: int) -> Block:
+        config = self._config
+        return Block(config.embed_dim, config.num_heads, config.hidden_dim, eps=LAYER_NORM_EPS, swiglu=config.swiglu)
 
     def positions(self, grid_size: tuple[int, int]) -> mx.array:
         """The position table for a patch grid, (1, gh * gw, C), kept for the next images of that size."""
@@ -152,6 +138,7 @@ _MASK_TOKEN = "training only: it replaces masked patches"
 
 ORIGINAL: tuple[Rule, ...] = (
     Rename("cls_token", "cls_token"),
+    Rename("camera_token", "camera_token"),
     Drop("mask_token", _MASK_TOKEN),
     Rename("register_tokens", "register_tokens"),
     Rename("pos_embed", "pos_embed"),
@@ -165,6 +152,8 @@ ORIGINAL: tuple[Rule, ...] = (
             "blocks.{i}.attn.value_proj.{p}",
         ),
     ),
+    Rename("blocks.{i}.attn.q_norm.{p}", "blocks.{i}.attn.query_norm.{p}"),
+    Rename("blocks.{i}.attn.k_norm.{p}", "blocks.{i}.attn.key_norm.{p}"),
     Rename("blocks.{i}.attn.proj.{p}", "blocks.{i}.attn.out_proj.{p}"),
     Rename("blocks.{i}.ls1.gamma", "blocks.{i}.layer_scale1.gamma"),
     Rename("blocks.{i}.norm2.{p}", "blocks.{i}.norm2.{p}"),

@@ -21,7 +21,7 @@ from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec
 from mlx_depth.version import __version__
 from mlx_depth.weights.choose import CONFIG
-from mlx_depth.weights.config_values import check_at_least, typed
+from mlx_depth.weights.config_values import ADDED_LATER, check_at_least, typed
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.rules import listed
 from mlx_depth.weights.safetensors_io import FORMAT, write_shards
@@ -179,7 +179,7 @@ def config_from_dict(config_type: type, data: Mapping[str, Any]) -> Any:
             f"unknown keys in the {config_type.__name__} of config.json: {listed(unknown)}. "
             f"Known keys: {', '.join(fields)}. Update mlx-depth if the file is newer."
         )
-    missing = sorted(set(fields) - set(data))
+    missing = sorted(name for name in set(fields) - set(data) if ADDED_LATER not in fields[name].metadata)
     if missing:
         raise CheckpointError(
             f"missing keys in the {config_type.__name__} of config.json: {', '.join(missing)}. "

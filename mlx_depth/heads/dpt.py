@@ -3,11 +3,10 @@
 Upstream: ``depth_anything_v2/dpt.py`` and transformers' ``modeling_depth_anything.py``.
 """
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -35,7 +34,7 @@ class DPTConfig:
     out_channels: tuple[int, int, int, int]  # channels of the reassembled maps, finest first
     hidden_channels: int = 32
     patch_size: int = 14
-    activation: Literal["relu", "sigmoid"] = "relu"
+    activation: Literal["relu", "sigmoid", "exp"] = "relu"
     max_depth: float = 1.0  # factor after the activation; metres for sigmoid heads
 
     def __post_init__(self) -> None:
@@ -64,8 +63,10 @@ class Reassemble(nn.Module):
             self.resample = Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
         self.adapt = Conv2d(channels, features, kernel_size=3, padding=1, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, position: Callable[[mx.array], mx.array] | None = None) -> mx.array:
         x = self.projection(x)
+        if position is not None:
+            x = position(x)
         if "resample" in self:
             x = self.resample(x)
         return self.adapt(x)
@@ -108,11 +109,8 @@ class DPTHead(nn.Module):
         super().__init__()
         self._config = config
         features = config.features
-        self.reassemble = [
-            Reassemble(config.in_dim, channels, features, resampling)
-            for channels, resampling in zip(config.out_channels, RESAMPLINGS, strict=True)
-        ]
-        self.fusion = [Fusion(features, coarsest=level == 0) for level in range(len(RESAMPLINGS))]
+        self.reassemble = reassembles(config.in_dim, config.out_channels, features)
+        self.fusion = fusions(features)
         self.conv1 = Conv2d(features, features // 2, kernel_size=3, padding=1)
         self.conv2 = Conv2d(features // 2, config.hidden_channels, kernel_size=3, padding=1)
         self.conv3 = Conv2d(config.hidden_channels, 1, kernel_size=1)
@@ -124,49 +122,139 @@ class DPTHead(nn.Module):
             patch_tokens: Four arrays ``(B, gh * gw, C)``, the shallowest layer first.
             grid_size: Patches ``(gh, gw)``.
         Returns:
-            Depth ``(B, gh * patch_size, gw * patch_size)``: inverse depth >= 0 (relu) or metres (sigmoid).
+            Depth ``(B, gh * patch_size, gw * patch_size)``: inverse depth >= 0 (relu), metres (sigmoid), or depth > 0
+            (exp).
         """
+        return self.read_out(self.path(patch_tokens, grid_size), grid_size)
+
+    def path(self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int]) -> mx.array:
+        """Tokens as the fused path, (B, 8 gh, 8 gw, features); arguments as for the call."""
         gh, gw = grid_size
         maps = [
             reassemble(tokens.reshape(tokens.shape[0], gh, gw, -1))  # tokens → map
             for reassemble, tokens in zip(self.reassemble, patch_tokens, strict=True)
         ]
-        return self.read_out(self.fuse(maps), grid_size)
+        return self.fuse(maps)
 
     def largest_map(self, grid_size: tuple[int, int]) -> int:
         """Values of the fused path, the largest map that exists as a whole, for one image."""
-        gh, gw = grid_size
-        return (8 * gh) * (8 * gw) * self._config.features
+        return largest_map(grid_size, self._config.features)
 
     def fuse(self, maps: Sequence[mx.array]) -> mx.array:
         """Merge maps, finest first, from coarse to fine: (B, 2 h, 2 w, features)."""
-        levels = list(reversed(maps))
-        sizes = [_size(level) for level in levels[1:]]
-        h, w = _size(levels[-1])
-        path = self.fusion[0](levels[0], None, sizes[0])
-        for fusion, finer, size in zip(self.fusion[1:], levels[1:], [*sizes[1:], (2 * h, 2 * w)], strict=True):
-            path = fusion(path, finer, size)
-        return path
+        return fuse(self.fusion, maps)
 
     def read_out(self, path: mx.array, grid_size: tuple[int, int]) -> mx.array:
         """Turn the fused path into depth at the network's input size, (B, H, W)."""
-        config = self._config
-        size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
-        x = self._refine(self.conv1(path), size)
-        return (relu(x) if config.activation == "relu" else mx.sigmoid(x)) * config.max_depth
+        return self._activated(self._values(path, grid_size)[..., 0])
 
-    def _refine(self, x: mx.array, size: tuple[int, int]) -> mx.array:
-        """Grow and refine some rows at a time: the largest maps never exist as a whole."""
-        row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * size[1]
-        step = STRIP_ROWS if ops.cache_bytes(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
-        return ops.build_tiles(functools.partial(self._refine_rows, size), x, size[0], step)
+    def _values(self, path: mx.array, grid_size: tuple[int, int]) -> mx.array:
+        """What is read out, (B, H, W, K), before its activation."""
+        return refine_in_strips(self._refine, self.conv1(path), input_size(grid_size, self._config.patch_size))
 
-    def _refine_rows(self, size: tuple[int, int], x: mx.array, start: int, stop: int) -> mx.array:
-        """Some rows of the depth, (B, rows, W), in float32: half precision has steps that one can see."""
-        first, end = max(start - 1, 0), min(stop + 1, size[0])  # conv2 sees one row more on each side
-        x = relu(self.conv2(resize_rows(x, size, (first, end), method="bilinear", align_corners=True)))
-        x = self.conv3(x.astype(mx.float32))[..., 0]  # (B, rows, W, 1) → (B, rows, W)
-        return x[:, start - first : stop - first]
+    def _refine(self, grown: mx.array, first_row: int) -> mx.array:
+        return last_convolution(self.conv3, relu(self.conv2(grown)))
+
+    def _activated(self, x: mx.array) -> mx.array:
+        return _ACTIVATIONS[self._config.activation](x) * self._config.max_depth
+
+
+_ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {"relu": relu, "sigmoid": mx.sigmoid, "exp": mx.exp}
+
+
+class DepthAndSky(NamedTuple):
+    """Both at the network's input size, (B, H, W)."""
+
+    depth: mx.array
+    sky: mx.array  # >= 0; below 0.3 is no sky
+
+
+class SkyDPTHead(DPTHead):
+    """A DPT head that reads depth and sky, a ``DepthAndSky``, out of the same map."""
+
+    def __init__(self, config: DPTConfig):
+        super().__init__(config)
+        self.sky_conv2 = Conv2d(config.features // 2, config.hidden_channels, kernel_size=3, padding=1)
+        self.sky_conv3 = Conv2d(config.hidden_channels, 1, kernel_size=1)
+
+    def __call__(  # type: ignore[override]
+        self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int]
+    ) -> DepthAndSky:
+        """Decode depth and sky; arguments as for ``DPTHead``."""
+        return self.read_out(self.path(patch_tokens, grid_size), grid_size)
+
+    def read_out(self, path: mx.array, grid_size: tuple[int, int]) -> DepthAndSky:  # type: ignore[override]
+        """Turn the fused path into depth and sky at the network's input size."""
+        x = self._values(path, grid_size)
+        return DepthAndSky(self._activated(x[..., 0]), relu(x[..., 1]))
+
+    def _refine(self, grown: mx.array, first_row: int) -> mx.array:
+        sky = last_convolution(self.sky_conv3, relu(self.sky_conv2(grown)))
+        return mx.concatenate([super()._refine(grown, first_row), sky], axis=-1)
+
+
+# The parts, for heads that are built otherwise.
+
+
+def reassembles(in_dim: int, out_channels: Sequence[int], features: int) -> list[Reassemble]:
+    """One ``Reassemble`` a tapped layer, finest first."""
+    return [
+        Reassemble(in_dim, channels, features, resampling)
+        for channels, resampling in zip(out_channels, RESAMPLINGS, strict=True)
+    ]
+
+
+def fusions(features: int) -> list[Fusion]:
+    """One ``Fusion`` a level, coarsest first."""
+    return [Fusion(features, coarsest=level == 0) for level in range(len(RESAMPLINGS))]
+
+
+def fuse(fusions: Sequence[Fusion], maps: Sequence[mx.array]) -> mx.array:
+    """Merge maps, finest first, from coarse to fine: (B, 2 h, 2 w, features)."""
+    levels = list(reversed(maps))
+    sizes = [_size(level) for level in levels[1:]]
+    h, w = _size(levels[-1])
+    path = fusions[0](levels[0], None, sizes[0])
+    for fusion, finer, size in zip(fusions[1:], levels[1:], [*sizes[1:], (2 * h, 2 * w)], strict=True):
+        path = fusion(path, finer, size)
+    return path
+
+
+def refine_in_strips(refine: Callable[[mx.array, int], mx.array], x: mx.array, size: tuple[int, int]) -> mx.array:
+    """Grow a map and refine it, some rows at a time: the largest maps never exist as a whole.
+
+    Args:
+        refine: Rows of the grown map ``(B, rows, W, C)`` and the number of the first → ``(B, rows, W, K)``; one row
+            above and below may decide.
+        x: ``(B, h, w, C)``, any float type.
+        size: ``(H, W)`` to grow to.
+    Returns:
+        ``(B, H, W, K)``.
+    """
+    row_bytes = x.nbytes // (x.shape[1] * x.shape[2]) * size[1]
+    step = STRIP_ROWS if ops.cache_bytes(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
+
+    def rows(x: mx.array, start: int, stop: int) -> mx.array:
+        first, end = max(start - 1, 0), min(stop + 1, size[0])
+        grown = resize_rows(x, size, (first, end), method="bilinear", align_corners=True)
+        return refine(grown, first)[:, start - first : stop - first]
+
+    return ops.build_tiles(rows, x, size[0], step)
+
+
+def last_convolution(conv: Conv2d, x: mx.array) -> mx.array:
+    """In float32: half precision has steps that one can see."""
+    return conv(x.astype(mx.float32))
+
+
+def largest_map(grid_size: tuple[int, int], features: int) -> int:
+    """Values of the fused path for one image."""
+    return (8 * grid_size[0]) * (8 * grid_size[1]) * features
+
+
+def input_size(grid_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """The network's input size in pixels."""
+    return grid_size[0] * patch_size, grid_size[1] * patch_size
 
 
 def _size(x: mx.array) -> tuple[int, int]:
@@ -177,10 +265,9 @@ def _size(x: mx.array) -> tuple[int, int]:
 _UNUSED_UNIT = "the coarsest fusion has no finer map to add, so upstream never runs its first residual unit"
 
 
-def _fusion(level: int, unit: str, conv: str, projection: str) -> tuple[Rule, ...]:
+def _fusion(level: int, target: str, unit: str, conv: str, projection: str) -> tuple[Rule, ...]:
     """One level's rules, from the source's names: of its units without their number, a convolution, the projection."""
     first, second = (f"{unit}{number}.{conv}.{{p}}" for number in (1, 2))
-    target = f"fusion.{level}"
     return (
         Drop(first, _UNUSED_UNIT) if level == 0 else Rename(first, f"{target}.residual_conv_unit1.conv{{c}}.{{p}}"),
         Rename(second, f"{target}.residual_conv_unit2.conv{{c}}.{{p}}"),
@@ -188,32 +275,52 @@ def _fusion(level: int, unit: str, conv: str, projection: str) -> tuple[Rule, ..
     )
 
 
-def _fusions(block: str, blocks: Sequence[int], unit: str, conv: str, projection: str) -> tuple[Rule, ...]:
-    """All levels, coarsest first; ``blocks`` are the numbers that the source gives them."""
-    names = [f"{block}{number}" for number in blocks]
+def _fusions(
+    block: str, blocks: Sequence[int], unit: str, conv: str, projection: str, *, target: str = "fusion"
+) -> tuple[Rule, ...]:
+    """All levels, coarsest first; ``block`` is the source's name with a place for the numbers that it gives them."""
+    names = [block.format(number) for number in blocks]
     return tuple(
         rule
         for level, name in enumerate(names)
-        for rule in _fusion(level, f"{name}.{unit}", conv, f"{name}.{projection}")
+        for rule in _fusion(level, f"{target}.{level}", f"{name}.{unit}", conv, f"{name}.{projection}")
+    )
+
+
+def fusions_original(block: str = "scratch.refinenet{}", target: str = "fusion") -> tuple[Rule, ...]:
+    """The authors' names of a chain of fusions."""
+    return _fusions(block, (4, 3, 2, 1), "resConfUnit", "conv{c}", "out_conv", target=target)
+
+
+REASSEMBLE_ORIGINAL: tuple[Rule, ...] = (
+    Rename("projects.{i}.{p}", "reassemble.{i}.projection.{p}"),
+    Rename("resize_layers.{i}.{p}", "reassemble.{i}.resample.{p}"),
+    *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
+)
+
+
+def read_out_original(part: str, target: str = "") -> tuple[Rule, ...]:
+    """The authors' names of the last two convolutions."""
+    return (
+        Rename(f"scratch.{part}.0.{{p}}", f"{target}conv2.{{p}}"),
+        Rename(f"scratch.{part}.2.{{p}}", f"{target}conv3.{{p}}"),
     )
 
 
 ORIGINAL: tuple[Rule, ...] = (
-    Rename("projects.{i}.{p}", "reassemble.{i}.projection.{p}"),
-    Rename("resize_layers.{i}.{p}", "reassemble.{i}.resample.{p}"),
-    *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
-    *_fusions("scratch.refinenet", (4, 3, 2, 1), "resConfUnit", "conv{c}", "out_conv"),
+    *REASSEMBLE_ORIGINAL,
+    *fusions_original(),
     Rename("scratch.output_conv1.{p}", "conv1.{p}"),
-    Rename("scratch.output_conv2.0.{p}", "conv2.{p}"),
-    Rename("scratch.output_conv2.2.{p}", "conv3.{p}"),
+    *read_out_original("output_conv2"),
 )
+SKY_ORIGINAL: tuple[Rule, ...] = (*ORIGINAL, *read_out_original("sky_output_conv2", "sky_"))
 
 
 TRANSFORMERS: tuple[Rule, ...] = (
     Rename("neck.reassemble_stage.layers.{i}.projection.{p}", "reassemble.{i}.projection.{p}"),
     Rename("neck.reassemble_stage.layers.{i}.resize.{p}", "reassemble.{i}.resample.{p}"),
     Rename("neck.convs.{i}.weight", "reassemble.{i}.adapt.weight"),
-    *_fusions("neck.fusion_stage.layers.", (0, 1, 2, 3), "residual_layer", "convolution{c}", "projection"),
+    *_fusions("neck.fusion_stage.layers.{}", (0, 1, 2, 3), "residual_layer", "convolution{c}", "projection"),
     Rename("head.{c}.{p}", "{c}.{p}"),
 )
 
@@ -222,7 +329,7 @@ GGUF: tuple[Rule, ...] = (
     Rename("proj.{i}.{p}", "reassemble.{i}.projection.{p}"),
     Rename("resize.{i}.{p}", "reassemble.{i}.resample.{p}"),
     *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
-    *_fusions("scratch.rn", (4, 3, 2, 1), "rc", "c{c}", "out"),
+    *_fusions("scratch.rn{}", (4, 3, 2, 1), "rc", "c{c}", "out"),
     Rename("scratch.out1.{p}", "conv1.{p}"),
     Rename("scratch.out2a.{p}", "conv2.{p}"),
     Rename("scratch.out2b.{p}", "conv3.{p}"),

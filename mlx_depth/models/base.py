@@ -45,9 +45,11 @@ class DepthOutputs(NamedTuple):
     extrinsics: mx.array | None = None
     """``(B, 3, 4)``, world → camera, OpenCV axes."""
     rays: mx.array | None = None
-    """``(B, h, w, 6)``, origin and direction."""
+    """``(B, h, w, 6)``, direction and origin in world axes."""
     ray_confidence: mx.array | None = None
-    """``(B, h, w)``."""
+    """``(B, h, w)``, larger = surer."""
+    scale: mx.array | None = None
+    """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
     gaussians: Mapping[str, mx.array] | None = None
     """3D Gaussians, by name of their property."""
     state: Mapping[str, mx.array] | None = None

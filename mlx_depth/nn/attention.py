@@ -4,20 +4,26 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.nn import ops
+from mlx_depth.nn.rope import Rotation, rotate
+
+QK_NORM_EPS = 1e-5
 
 
 class Attention(nn.Module):
     """Self-attention with biased projections: (B, N, C) → (B, N, C)."""
 
-    def __init__(self, dims: int, num_heads: int):
+    def __init__(self, dims: int, num_heads: int, *, qk_norm: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.query_proj = nn.Linear(dims, dims)
         self.key_proj = nn.Linear(dims, dims)
         self.value_proj = nn.Linear(dims, dims)
         self.out_proj = nn.Linear(dims, dims)
+        if qk_norm:
+            self.query_norm = nn.LayerNorm(dims // num_heads, eps=QK_NORM_EPS)
+            self.key_norm = nn.LayerNorm(dims // num_heads, eps=QK_NORM_EPS)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, rotation: Rotation | None = None) -> mx.array:
         B, N, C = x.shape
         head_dim = C // self.num_heads
 
@@ -25,5 +31,9 @@ class Attention(nn.Module):
             return y.reshape(B, N, self.num_heads, head_dim).transpose(0, 2, 1, 3)  # (B, heads, N, head_dim)
 
         query, key, value = (split_heads(ops.row_wise(f, x)) for f in (self.query_proj, self.key_proj, self.value_proj))
+        if "query_norm" in self:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         y = ops.attention(query, key, value, scale=head_dim**-0.5)
         return ops.row_wise(self.out_proj, y.transpose(0, 2, 1, 3).reshape(B, N, C))

@@ -9,10 +9,10 @@ from mlx_depth.nn import activations, ops
 class MLP(nn.Module):
     """Linear, exact (erf) GELU, linear."""
 
-    def __init__(self, dims: int, hidden_dims: int):
+    def __init__(self, dims: int, hidden_dims: int, out_dims: int | None = None):
         super().__init__()
         self.fc1 = nn.Linear(dims, hidden_dims)
-        self.fc2 = nn.Linear(hidden_dims, dims)
+        self.fc2 = nn.Linear(hidden_dims, dims if out_dims is None else out_dims)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.fc2(ops.gelu(self.fc1(x)))

@@ -3,7 +3,7 @@
 Networks call these, and name no device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +24,8 @@ except ModuleNotFoundError:  # that folder may be left out
         """A range in one part."""
         return [f(0, length)]
 
+
+IMAGES_AT_ONCE = 8  # enough to fill a GPU
 
 _POINTWISE = ((1, 1), (1, 1), (0, 0), 1, 1)  # size, stride, padding, dilation, groups
 _SAME_3X3 = ((3, 3), (1, 1), (1, 1), 1, 1)
@@ -103,6 +105,25 @@ def build_rows(f: Callable[[int, int], mx.array], length: int) -> mx.array:
         length: Number of rows.
     """
     return mx.concatenate(in_parts(f, length), axis=1)
+
+
+def in_batches(f: Callable[[list[mx.array]], Sequence[mx.array]], arrays: Sequence[mx.array]) -> list[mx.array]:
+    """Some images at a time, one batch after another: only its temporaries are alive at once.
+
+    Args:
+        f: Arrays of some images → arrays of their outputs.
+        arrays: Of all images, ``(B, …)`` each.
+    Returns:
+        The outputs of all images, ``(B, …)`` each.
+    """
+    step = 1 if _has_kernels(arrays[0]) else IMAGES_AT_ONCE  # there an image alone fits the caches
+    done: list[Sequence[mx.array]] = []
+    for start in range(0, len(arrays[0]), step):
+        batch = [array[start : start + step] for array in arrays]
+        if done:
+            batch = mx.depends(batch, list(done[-1]))
+        done.append(f(batch))
+    return [parts[0] if len(parts) == 1 else mx.concatenate(list(parts)) for parts in zip(*done, strict=True)]
 
 
 def build_tiles(f: Callable[[mx.array, int, int], mx.array], x: mx.array, length: int, step: int) -> mx.array:

@@ -10,6 +10,12 @@ from typing import Any
 from mlx_depth.errors import CheckpointError
 
 MAX_INTEGER = 2**31 - 1
+ADDED_LATER = "added later"
+
+
+def added_later(default: Any) -> Any:
+    """A dataclass field that config.json files of earlier versions lack; they meant this value."""
+    return dataclasses.field(default=default, metadata={ADDED_LATER: True})
 
 
 def check_at_least(config: Any, least: Mapping[str, int]) -> None:

@@ -42,7 +42,15 @@ class Drop:
     reason: str
 
 
-Rule = Rename | Split | Drop
+@dataclass(frozen=True)
+class Tie:
+    """Source tensors that are one and the same, and become one parameter; a file may name it once or several times."""
+
+    source: str
+    target: str
+
+
+Rule = Rename | Split | Drop | Tie
 
 
 def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...]:
@@ -53,7 +61,7 @@ def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...
             return Drop(source + rule.source, rule.reason)
         if isinstance(rule, Split):
             return Split(source + rule.source, tuple(target + name for name in rule.targets))
-        return Rename(source + rule.source, target + rule.target)
+        return type(rule)(source + rule.source, target + rule.target)
 
     return tuple(move(rule) for rule in rules)
 
@@ -67,7 +75,7 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
     Returns:
         Destination name to array, still in the source's layout.
     Raises:
-        CheckpointError: If a tensor meets no rule, or cannot be split evenly.
+        CheckpointError: If a tensor meets no rule, cannot be split evenly, or differs from one that it has to equal.
         ValueError: If the table itself is at fault: two rules for one tensor, or one destination produced twice.
     """
     compiled = [(_compile(rule.source), rule) for rule in rules]
@@ -82,7 +90,9 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
             continue
         match, rule = hits[0]
         for target, part in _produce(rule, match.groupdict(), name, tensor):
-            if target in produced:
+            if target in produced and isinstance(rule, Tie):
+                _check_same(name, part, produced[target])
+            elif target in produced:
                 raise ValueError(f"{target!r} is produced twice, the second time by {name!r}")
             produced[target] = part
     if unknown:
@@ -105,7 +115,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) -> Iterator[tuple[str, mx.array]]:
-    if isinstance(rule, Rename):
+    if isinstance(rule, (Rename, Tie)):
         yield rule.target.format(**fields), tensor
     elif isinstance(rule, Split):
         count = len(rule.targets)
@@ -115,6 +125,14 @@ def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) ->
             )
         parts = mx.split(tensor, count)
         yield from ((target.format(**fields), part) for target, part in zip(rule.targets, parts, strict=True))
+
+
+def _check_same(name: str, tensor: mx.array, other: mx.array) -> None:
+    if tensor.shape != other.shape or not mx.array_equal(tensor, other, equal_nan=True):
+        raise CheckpointError(
+            f"{name} differs from the tensor that it has to equal, as the network has one for both: "
+            "take the original checkpoint."
+        )
 
 
 def with_front_axes(network: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
