@@ -11,15 +11,18 @@ import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
 from mlx_depth.nn.resize import resize, resize_pillow
+from mlx_depth.nn.resize_opencv import resize_opencv
 
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed"]
-Resample = Literal["opencv", "pillow"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side"]
+Resample = Literal["opencv", "pillow", "opencv_area"]
 DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
+
+_TWO_STEPS = ("long_side", "short_side")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,7 +43,8 @@ class Processor:
     policy: Policy = "lower_bound"
     """With the aspect kept, both sides are scaled so that the short side (``lower_bound``), the long side
     (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``; ``fixed`` stretches
-    every image to a square of that side, the only one that the network takes."""
+    every image to a square of that side, the only one that the network takes. ``long_side`` and ``short_side`` go in
+    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -50,7 +54,8 @@ class Processor:
 
     resample: Resample = "opencv"
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
-    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis."""
+    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
+    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -78,19 +83,14 @@ class Processor:
         Raises:
             OptionError: If ``image`` is not RGB uint8, or ``input_size`` cannot work.
 
-        The authors' ``depth_anything_v2/util/transform.py`` on ``image / 255.0``, or transformers'
-        ``DPTImageProcessor``.
+        The authors' ``depth_anything_v2/util/transform.py`` on ``image / 255.0``, transformers'
+        ``DPTImageProcessor``, or ``utils/io/input_processor.py`` of ``depth_anything_3`` without its crops.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OptionError(
                 f"the processor takes RGB uint8 (H, W, 3), not {image.dtype} {image.shape}: use load_image first."
             )
-        size = self.network_size((image.shape[0], image.shape[1]), input_size)
-        pixels = mx.array(image)[None]
-        if self.resample == "pillow":
-            pixels = resize_pillow(pixels, size)
-        else:
-            pixels = resize(pixels, size, method="opencv_cubic")
+        pixels = self._resampled(image, self._steps((image.shape[0], image.shape[1]), input_size))
         scale, offset = self._scale_and_offset()
         return pixels * scale + offset
 
@@ -107,7 +107,8 @@ class Processor:
             OptionError: If ``input_size`` is no size, below ``multiple_of``, or an exact one not a multiple of it; if
                 the result has more than ``MAX_NETWORK_PIXELS``, or far more pixels than a very long image has.
 
-        ``Resize.get_size`` of the authors' ``util/transform.py``.
+        ``Resize.get_size`` of the authors' ``util/transform.py``; ``upper_bound_resize`` and ``lower_bound_resize`` of
+        ``depth_anything_3`` are ``long_side`` and ``short_side`` (which leave no side below ``multiple_of``).
         """
         input_size = _checked(input_size)
         if self.policy == "fixed":
@@ -124,6 +125,28 @@ class Processor:
                 "exact one, (height, width)."
             )
         return size
+
+    def _steps(self, image_size: tuple[int, int], input_size: InputSize | None) -> list[tuple[int, int]]:
+        """The sizes that an image takes, one after the other."""
+        size = self.network_size(image_size, input_size)
+        target = self.input_size if input_size is None else _checked(input_size)
+        if self.policy in _TWO_STEPS and isinstance(target, int):
+            return [self._bounded_size(image_size, target), size]
+        return [size]
+
+    def _resampled(self, image: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> mx.array:
+        if self.resample == "opencv_area":
+            for size in sizes:
+                grows = size[0] > image.shape[0] or size[1] > image.shape[1]
+                image = resize_opencv(image, size, method="cubic" if grows else "area")
+        pixels = mx.array(image)[None]
+        if self.resample == "pillow":
+            for size in sizes:
+                pixels = resize_pillow(pixels, size)
+        if self.resample == "opencv":
+            for size in sizes:
+                pixels = resize(pixels, size, method="opencv_cubic")
+        return pixels
 
     def _fixed_size(self, input_size: InputSize | None) -> tuple[int, int]:
         side = self.input_size
@@ -142,11 +165,22 @@ class Processor:
     def _scaled_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
         if target < self.multiple_of:
             raise OptionError(f"input_size {target} is below one patch: give at least {self.multiple_of} pixels.")
+        sides = self._exact_sides(image_size, target)
+        if self.policy in _TWO_STEPS:
+            sides = self._bounded_size(image_size, target)
+        height, width = (self._round_side(side, target) for side in sides)
+        return height, width
+
+    def _bounded_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
+        """The size after the first of two steps."""
+        height, width = self._exact_sides(image_size, target)
+        return max(round(height), 1), max(round(width), 1)
+
+    def _exact_sides(self, image_size: tuple[int, int], target: int) -> tuple[float, float]:
         scales = (target / image_size[0], target / image_size[1])
         if self.keep_aspect:
             scales = (self._common_scale(scales),) * 2
-        height, width = (self._round_side(scale * side, target) for scale, side in zip(scales, image_size, strict=True))
-        return height, width
+        return scales[0] * image_size[0], scales[1] * image_size[1]
 
     def _check_stretch(self, image_size: tuple[int, int], size: tuple[int, int], target: int) -> None:
         patch = self.multiple_of
@@ -163,15 +197,17 @@ class Processor:
         )
 
     def _common_scale(self, scales: tuple[float, float]) -> float:
-        if self.policy == "lower_bound":
+        if self.policy in ("lower_bound", "short_side"):
             return max(scales)
-        if self.policy == "upper_bound":
+        if self.policy in ("upper_bound", "long_side"):
             return min(scales)
         return min(scales, key=lambda scale: abs(1 - scale))  # of equal ones the height's, as upstream
 
     def _round_side(self, side: float, target: int) -> int:
-        """The nearest multiple (of two, the even one), unless it breaks the bound; at least one patch."""
+        """The nearest multiple (of two, the even one), unless the policy has another rule; at least one patch."""
         count = round(side / self.multiple_of)
+        if self.policy in _TWO_STEPS:
+            count = math.floor(side / self.multiple_of + 0.5)
         if self.policy == "lower_bound" and count * self.multiple_of < target:
             count = math.ceil(side / self.multiple_of)
         if self.policy == "upper_bound" and count * self.multiple_of > target:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import relative_error, require, seeded
 
+from mlx_depth import processor as module
 from mlx_depth.checkpoints.own_format import config_from_dict
 from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.io.image import load_image
 from mlx_depth.models.dpt_image_processor import follow_reference, read_processor
 from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD, MAX_NETWORK_PIXELS, MAX_STRETCH, Processor, resize_depth
 
@@ -21,6 +25,12 @@ AUTHORS = Processor()
 TRANSFORMERS = follow_reference(AUTHORS, "transformers")
 PHOTO_SIZES = [(518, 518), (392, 518), (1080, 1920), (70, 98), (33, 517), (640, 427)]
 GATE = 1e-5
+
+DEPTH_ANYTHING_3 = {  # by the method's name upstream
+    "upper_bound_resize": Processor(input_size=504, policy="long_side", resample="opencv_area"),
+    "lower_bound_resize": Processor(input_size=504, policy="short_side", resample="opencv_area"),
+}
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 
 CONFIG = {  # as published with Depth-Anything-V2-Small-hf
     "do_normalize": True,
@@ -162,6 +172,120 @@ def test_the_two_references_are_told_apart():
     image = photo((1080, 1920))
     assert relative_error(AUTHORS(image), TRANSFORMERS(image)) > 0.05
     assert follow_reference(TRANSFORMERS, "original") == AUTHORS
+
+
+@pytest.fixture(scope="module")
+def upstream_3():
+    """Depth Anything 3's ``input_processor.py``."""
+    import da3
+
+    return da3.import_reference("utils.io.input_processor")
+
+
+def assert_equals_depth_anything_3(image, source, upstream, target, method):
+    """Ours from ``image`` against theirs from ``source``: the same bytes, up to float32 rounding."""
+    import opencv
+
+    ours = np.array(DEPTH_ANYTHING_3[method](image, input_size=target))
+    reference = upstream_pixels(upstream, source, target, method)
+    assert ours.shape == reference.shape
+    assert np.abs(ours - reference).max() <= 1e-6 + opencv.LEVELS_OFF / 255 / min(IMAGENET_STD)
+
+
+def upstream_pixels(upstream, source, target, method):
+    import opencv
+
+    with opencv.without_ipp():
+        pixels, _, _ = upstream.InputProcessor()([source], None, None, target, method, sequential=True)
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("method", DEPTH_ANYTHING_3)
+@pytest.mark.parametrize("target", [504, 700, 251])
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_photos_become_the_pixels_of_depth_anything_3(upstream_3, path, target, method):
+    assert_equals_depth_anything_3(load_image(path).pixels, str(path), upstream_3, target, method)
+
+
+@pytest.mark.parametrize("method", DEPTH_ANYTHING_3)
+@pytest.mark.parametrize(
+    "size",
+    [
+        (504, 504),
+        (504, 378),
+        (756, 1008),  # to half the size
+        (480, 853),
+        (300, 200),
+        (283, 504),  # no first step; then one side shrinks, 283 → 280
+        (503, 377),  # the second step shrinks nothing and enlarges one side
+        (1008, 30),  # long
+        (18, 13),
+    ],
+)
+def test_images_become_the_pixels_of_depth_anything_3(upstream_3, size, method):
+    target = 504 if max(size) < 20 * min(size) else 251
+    assert_equals_depth_anything_3(photo(size), photo(size), upstream_3, target, method)
+
+
+def test_one_step_instead_of_two_would_be_seen(upstream_3):
+    image = photo((480, 853))
+    processor = DEPTH_ANYTHING_3["upper_bound_resize"]
+    reference = upstream_pixels(upstream_3, image, 504, "upper_bound_resize")
+    one_step = processor(image, input_size=processor.network_size(image.shape[:2]))
+    assert np.abs(np.array(one_step) - reference).max() > 0.1  # 5 grey levels
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(14, 1500), st.sampled_from([*DEPTH_ANYTHING_3]))
+@example(1000, 1500, 504, "upper_bound_resize")
+@example(287, 504, 504, "upper_bound_resize")  # 20.5 patches: one up
+@example(509, 1005, 1007, "upper_bound_resize")
+def test_steps_equal_depth_anything_3s(upstream_3, height, width, target, method):
+    """Upstream's own arithmetic, on images without pixels: the sizes of both steps, and the filter of each."""
+    assume(max(height, width) <= MAX_STRETCH * min(height, width))
+    expected, ours = [], []
+
+    def resize(pixels, size, interpolation):
+        expected.append((size[::-1], {1: "area", 2: "cubic"}[interpolation]))
+        return SimpleNamespace(size=size)
+
+    def resize_opencv(image, size, *, method):
+        if size != image.shape[:2]:
+            ours.append((size, method))
+        return np.broadcast_to(np.uint8(0), (*size, 3))
+
+    upstream = upstream_3.InputProcessor()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upstream_3, "cv2", SimpleNamespace(resize=resize, INTER_AREA=1, INTER_CUBIC=2))
+        patch.setattr(upstream_3, "Image", SimpleNamespace(fromarray=lambda image: image))
+        image = upstream._resize_image(SimpleNamespace(size=(width, height)), target, method)
+        image = upstream._make_divisible_by_resize(image, 14)
+        assume(min(image.size) >= 14 and math.prod(image.size) <= MAX_NETWORK_PIXELS)
+
+        patch.setattr(module, "resize_opencv", resize_opencv)
+        DEPTH_ANYTHING_3[method](np.broadcast_to(np.uint8(0), (height, width, 3)), input_size=target)
+    assert DEPTH_ANYTHING_3[method].network_size((height, width), target) == image.size[::-1]
+    assert ours == expected
+
+
+@pytest.mark.parametrize(
+    ("image_size", "input_size", "expected"),
+    [
+        ((1080, 1920), None, (280, 504)),
+        ((4032, 3024), None, (504, 378)),
+        ((4032, 3024), 1008, (1008, 756)),
+        ((4032, 3024), 500, (504, 378)),
+        ((1080, 1920), (392, 518), (392, 518)),
+        ((1, 10_000), None, (14, 504)),  # upstream leaves 1 row, which no network takes
+    ],
+)
+def test_the_long_side_decides(image_size, input_size, expected):
+    assert DEPTH_ANYTHING_3["upper_bound_resize"].network_size(image_size, input_size) == expected
+
+
+def test_a_line_is_no_photo_for_the_short_side():
+    with pytest.raises(OptionError, match="far more than it holds: crop it"):
+        DEPTH_ANYTHING_3["lower_bound_resize"].network_size((1, 5000))
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])

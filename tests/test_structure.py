@@ -18,7 +18,7 @@ LAYERS = [
     {"io"},
     {"result"},
     {"nn"},
-    {"processor", "backbones", "heads"},
+    {"processor", "views", "backbones", "heads"},
     {"models"},
     {"registry"},
     {"checkpoints", "runtime"},
