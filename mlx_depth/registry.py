@@ -8,6 +8,8 @@ from typing import Any
 
 from mlx_depth.errors import ModelNotFoundError
 from mlx_depth.models.depth_anything.network import depth_anything_config
+from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
+from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
 from mlx_depth.processor import Processor
 from mlx_depth.result import DepthKind
 
@@ -188,6 +190,106 @@ _MODELS = (
         aliases=("demo",),
         folder=DEMO_FOLDER,
     ),
+    ModelSpec(
+        "depth-anything-3-small",
+        "depth_anything_3",
+        any_view_config("small"),
+        DEPTH_ANYTHING_3,
+        APACHE,
+        hub_id="depth-anything/DA3-SMALL",
+        parameters=34_299_463,
+        aliases=("da3-small",),
+    ),
+    ModelSpec(
+        "depth-anything-3-base",
+        "depth_anything_3",
+        any_view_config("base"),
+        DEPTH_ANYTHING_3,
+        APACHE,
+        hub_id="depth-anything/DA3-BASE",
+        parameters=135_366_599,
+        aliases=("da3-base",),
+    ),
+    ModelSpec(
+        "depth-anything-3-large",
+        "depth_anything_3",
+        any_view_config("large"),
+        DEPTH_ANYTHING_3,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/DA3-LARGE",
+        parameters=410_941_767,
+        aliases=("da3-large",),
+    ),
+    ModelSpec(
+        "depth-anything-3-large-1.1",
+        "depth_anything_3",
+        any_view_config("large"),
+        DEPTH_ANYTHING_3,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/DA3-LARGE-1.1",
+        parameters=410_941_767,
+        aliases=("da3-large-1.1",),
+    ),
+    ModelSpec(
+        "depth-anything-3-giant",
+        "depth_anything_3",
+        any_view_config("giant"),
+        DEPTH_ANYTHING_3,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/DA3-GIANT",
+        parameters=1_355_674_125,
+        aliases=("da3-giant",),
+    ),
+    ModelSpec(
+        "depth-anything-3-giant-1.1",
+        "depth_anything_3",
+        any_view_config("giant"),
+        DEPTH_ANYTHING_3,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/DA3-GIANT-1.1",
+        parameters=1_355_674_125,
+        aliases=("da3-giant-1.1",),
+    ),
+    ModelSpec(
+        "depth-anything-3-mono-large",
+        "depth_anything_3_mono",
+        mono_config(metric=False),
+        DEPTH_ANYTHING_3,
+        APACHE,
+        hub_id="depth-anything/DA3MONO-LARGE",
+        parameters=334_171_394,
+        aliases=("da3-mono-large", "da3mono-large"),
+    ),
+    ModelSpec(
+        "depth-anything-3-metric-large",
+        "depth_anything_3_mono",
+        mono_config(metric=True),
+        DEPTH_ANYTHING_3,
+        APACHE,
+        hub_id="depth-anything/DA3METRIC-LARGE",
+        parameters=334_171_394,
+        aliases=("da3-metric-large", "da3metric-large"),
+    ),
+    ModelSpec(
+        "depth-anything-3-nested-giant-large",
+        "depth_anything_3_nested",
+        nested_config(),
+        DEPTH_ANYTHING_3,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/DA3NESTED-GIANT-LARGE",
+        parameters=1_689_845_519,
+        aliases=("da3-nested-giant-large", "da3nested-giant-large"),
+    ),
+    ModelSpec(
+        "depth-anything-3-nested-giant-large-1.1",
+        "depth_anything_3_nested",
+        nested_config(),
+        DEPTH_ANYTHING_3,
+        NON_COMMERCIAL,
+        hub_id="depth-anything/DA3NESTED-GIANT-LARGE-1.1",
+        parameters=1_689_845_519,
+        aliases=("da3-nested-giant-large-1.1", "da3nested-giant-large-1.1"),
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -195,8 +297,6 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 # Names that people try, by what they begin with, of models that are known and not here yet.
 NOT_YET = {
-    "depth-anything-3": "Depth Anything 3",
-    "da3": "Depth Anything 3",
     "anydepth": "AnyDepth",
     "depth-pro": "Depth Pro",
     "depthpro": "Depth Pro",

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from da3 import import_reference
 from support import require, seeded
 
@@ -52,7 +53,9 @@ def full_network(name: str) -> Any:
 
 def meta_network(name: str) -> Any:
     """The module tree without memory, for names and shapes at full size."""
-    with torch.device("meta"):
+    on_cpu = functools.partial(torch.linspace, device="cpu")  # upstream reads numbers off one while it builds
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "linspace", on_cpu)
         return full_network(name)
 
 

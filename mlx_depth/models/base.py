@@ -55,6 +55,11 @@ class DepthOutputs(NamedTuple):
     state: Mapping[str, mx.array] | None = None
     """What a network of clips wants back at its next call, as ``state=``."""
 
+    def first_view(self) -> "DepthOutputs":
+        """Of a network of views, those of the first, with the axes of a network of images."""
+        whole = ("scale", "gaussians", "state")  # of all views together
+        return DepthOutputs(**{name: x if name in whole else x[:, 0] for name, x in self.present().items()})
+
     def present(self) -> dict[str, Any]:
         """The outputs that there are, by name: a tree of arrays, which MLX can compile and evaluate."""
         return {name: value for name, value in self._asdict().items() if value is not None}
@@ -259,7 +264,12 @@ class Family:
     read_processor: Callable[[Mapping[str, Any]], Processor]  # preprocessor_config.json → processor
     follow: Callable[[Any, Processor, Reference], tuple[Any, Processor]]  # config, processor by a reference's rules
     published_name: Callable[[str], str | None] = nothing  # name of a file or folder → model of the registry
-    postprocess: Callable[[DepthOutputs, Processor, Photo], PhotoOutputs] = to_photo
+    postprocess: Callable[[Any, DepthOutputs, Processor, Photo], PhotoOutputs] = (  # the config comes first
+        lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
+    )
+    no_depth: str = (
+        "the network gave numbers that are not finite: dtype='float32' may help"  # a photo without any depth
+    )
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data
 

@@ -2,5 +2,7 @@
 
 from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
+from mlx_depth.models.depth_anything_3 import family as depth_anything_3
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (DEPTH_ANYTHING,)}
+_FAMILIES = (DEPTH_ANYTHING, depth_anything_3.ANY_VIEW, depth_anything_3.MONO, depth_anything_3.NESTED)
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}

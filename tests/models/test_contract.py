@@ -156,7 +156,7 @@ def test_an_output_that_has_no_place_is_an_error_not_a_loss() -> None:
 def test_metres_that_need_a_focal_length_fail_for_that_photo_alone(
     source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def scaled(outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+    def scaled(_: object, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
         if photo.focal_length_px is None:
             raise ImageError("no focal length: give one.")
         metres = outputs.depth * photo.focal_length_px / 300

@@ -3,17 +3,13 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from support import relative_error, require, seeded
+from da3 import import_reference, torch
+from support import relative_error, seeded
 
 from mlx_depth.nn.rotations import apply_matrix, matrix_to_quaternion, quaternion_product, quaternion_to_matrix
 
 GATE = 1e-6
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    require("reference", "torch")
-    return require("reference", "depth_anything_3.model.utils.transform")
+upstream = import_reference("model.utils.transform")
 
 
 def quaternions(name: str, *shape: int) -> np.ndarray:
@@ -30,17 +26,17 @@ def corners() -> np.ndarray:
 
 
 @pytest.mark.parametrize("length", [1.0, 0.01, 30.0])
-def test_matrices_of_quaternions(upstream, length):
+def test_matrices_of_quaternions(length):
     q = quaternions("q", 2, 500) * length
-    expected = upstream.quat_to_mat(as_torch(q)).numpy()
+    expected = upstream.quat_to_mat(torch.from_numpy(q)).numpy()
     assert relative_error(np.array(quaternion_to_matrix(mx.array(q))), expected) <= GATE
 
 
 @pytest.mark.parametrize("q", [quaternions("q", 2000), corners()], ids=["random", "corners"])
-def test_quaternions_of_matrices(upstream, q):
+def test_quaternions_of_matrices(q):
     matrices = quaternion_to_matrix(mx.array(q))
     found = np.array(matrix_to_quaternion(matrices))
-    expected = upstream.mat_to_quat(as_torch(np.array(matrices))).numpy()
+    expected = upstream.mat_to_quat(torch.from_numpy(np.array(matrices))).numpy()
     assert (found[:, 3] >= 0).all()
     turned = np.abs(expected[:, 3]) < 1e-3  # there the sign is decided by the last digit
     found[turned] *= np.sign((found * expected).sum(-1, keepdims=True))[turned]
@@ -72,7 +68,3 @@ def test_apply_matrix():
     matrices, vectors = seeded("matrices", (2, 1, 4, 3)), seeded("vectors", (2, 6, 3))
     expected = np.einsum("bnij,bnj->bni", np.broadcast_to(matrices, (2, 6, 4, 3)), vectors)
     assert relative_error(np.array(apply_matrix(mx.array(matrices), mx.array(vectors))), expected) <= GATE
-
-
-def as_torch(x: np.ndarray):
-    return require("reference", "torch").from_numpy(x)

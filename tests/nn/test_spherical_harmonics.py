@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from da3 import import_reference, torch
 from support import relative_error, require, seeded
 
 from mlx_depth.errors import OptionError
@@ -10,6 +11,8 @@ from mlx_depth.nn.rotations import quaternion_to_matrix
 from mlx_depth.nn.spherical_harmonics import rotate_harmonics
 
 GATE = 1e-5
+o3 = require("reference", "e3nn.o3")
+helpers = import_reference("utils.sh_helpers")
 
 
 def rotations(name: str, *shape: int) -> np.ndarray:
@@ -17,9 +20,6 @@ def rotations(name: str, *shape: int) -> np.ndarray:
 
 
 def upstream(coefficients: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    torch = require("reference", "torch")
-    require("reference", "e3nn")
-    helpers = require("reference", "depth_anything_3.utils.sh_helpers")
     return helpers.rotate_sh(torch.from_numpy(coefficients), torch.from_numpy(matrices)).numpy()
 
 
@@ -47,8 +47,6 @@ def test_a_camera_for_many_pixels():
 @pytest.mark.parametrize("angle", [0.0, 1e-4, 3e-3, 0.5, np.pi])
 def test_each_factor_where_angles_lose_digits(angle):
     """e3nn in float64: in float32, as upstream calls it, a turn below 3e-4 is lost in an arc cosine."""
-    torch = require("reference", "torch")
-    o3 = require("reference", "e3nn.o3")
     axes = seeded("axes", (50, 3))
     q = np.concatenate([axes / np.linalg.norm(axes, axis=1, keepdims=True) * np.tan(angle / 2), np.ones((50, 1))], 1)
     matrices = quaternion_to_matrix(mx.array(q.astype(np.float32)))

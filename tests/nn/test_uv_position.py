@@ -3,7 +3,8 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from support import relative_error, require, seeded
+from da3 import import_reference
+from support import relative_error, seeded
 
 from mlx_depth.errors import OptionError
 from mlx_depth.nn.uv_position import add_uv_position, uv_position
@@ -13,8 +14,7 @@ CASES = [((1, 1), 4, 1.0), ((3, 5), 8, 5 / 3), ((36, 27), 256, 0.75), ((37, 52),
 
 
 def upstream(size: tuple[int, int], channels: int, aspect: float) -> np.ndarray:
-    require("reference", "torch")
-    utils = require("reference", "depth_anything_3.model.utils.head_utils")
+    utils = import_reference("model.utils.head_utils")
     grid = utils.create_uv_grid(size[1], size[0], aspect_ratio=aspect)
     return (utils.position_grid_to_embed(grid, channels) * 0.1).numpy()
 

@@ -1,0 +1,148 @@
+"""Depth Anything 3 as three families: any number of views, one view, and both, in metres."""
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_depth.errors import CheckpointError, ImageError, OptionError
+from mlx_depth.heads.dpt import RESAMPLINGS
+from mlx_depth.models.base import DepthOutputs, Family, Photo, PhotoOutputs, Stage, to_photo
+from mlx_depth.models.depth_anything_3.metric import fill_sky, metres
+from mlx_depth.models.depth_anything_3.network import (
+    DepthAnything3,
+    DepthAnything3Config,
+    DepthAnything3Mono,
+    DepthAnything3MonoConfig,
+    DepthAnything3Nested,
+    DepthAnything3NestedConfig,
+)
+from mlx_depth.models.depth_anything_3.weights import (
+    ANY_VIEW_DIALECTS,
+    MONO_DIALECTS,
+    NESTED_DIALECTS,
+    published_name,
+)
+from mlx_depth.processor import Processor, Reference
+
+PROCESSOR = Processor(input_size=504, policy="long_side", resample="opencv_area")
+
+
+def _follow(config: Any, processor: Processor, reference: Reference) -> tuple[Any, Processor]:
+    if reference != "original":
+        raise OptionError(f"{reference} has no Depth Anything 3: leave reference out, the rules are the authors'.")
+    return config, processor
+
+
+def _no_processor(_: Any) -> Processor:
+    raise CheckpointError(
+        "a preprocessor_config.json lies beside Depth Anything 3's weights, which have none: remove it, "
+        "or take the original checkpoint."
+    )
+
+
+def _one_view(_: Any, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+    """A view alone: its rays and its scale belong to a scene."""
+    alone = outputs._replace(rays=None, ray_confidence=None, scale=None, sky=_share(outputs.sky))
+    return to_photo(alone, processor, photo)
+
+
+def _mono(config: DepthAnything3MonoConfig, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+    assert outputs.sky is not None  # that network gives it
+    depth = fill_sky(outputs.depth, outputs.sky)
+    if config.metric:
+        depth = metres(depth, _focal_length(photo))
+    return to_photo(outputs._replace(depth=depth, sky=_share(outputs.sky)), processor, photo)
+
+
+def _focal_length(photo: Photo) -> mx.array:
+    """``(1,)``, in network pixels."""
+    if photo.focal_length_px is None:
+        raise ImageError(
+            "this model's metres need the focal length, which the photo does not tell: give it in pixels of the photo "
+            "(focal_length_px=, --focal-length), or take depth-anything-3-nested-giant-large, which estimates it."
+        )
+    scale = sum(seen / own for seen, own in zip(photo.input_size, photo.size, strict=True)) / 2
+    return mx.array([photo.focal_length_px * scale])
+
+
+def _share(sky: mx.array | None) -> mx.array | None:
+    """Sky as 0..1: the network's value has no upper end."""
+    return None if sky is None else mx.minimum(sky, 1.0)
+
+
+def _quantizable(path: str, module: nn.Module) -> bool:
+    return "backbone.blocks." in path and isinstance(module, nn.Linear)
+
+
+def _backbone_stages(out_layers: tuple[int, ...], where: str = "") -> tuple[Stage, ...]:
+    return (
+        Stage("patch embedding", f"{where}backbone.patch_embed"),
+        *(Stage(f"layer {i}", f"{where}backbone.blocks.{i}") for i in out_layers),
+    )
+
+
+def _any_view_stages(config: DepthAnything3Config, where: str = "") -> tuple[Stage, ...]:
+    levels = range(len(RESAMPLINGS))
+    return (
+        *_backbone_stages(config.backbone.out_layers, where),
+        *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
+        *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
+        *(Stage(f"ray fusion {i}", f"{where}head.ray_fusion.{i}") for i in levels),
+        Stage("rays", f"{where}head.ray_conv3"),
+        Stage("camera", f"{where}camera_decoder.quaternion"),
+        Stage("head", f"{where}head.conv1"),
+    )
+
+
+def _mono_stages(config: DepthAnything3MonoConfig, where: str = "") -> tuple[Stage, ...]:
+    levels = range(len(RESAMPLINGS))
+    return (
+        *_backbone_stages(config.backbone.out_layers, where),
+        *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
+        *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
+        Stage("sky", f"{where}head.sky_conv3"),
+        Stage("head", f"{where}head.conv1"),
+    )
+
+
+def _nested_stages(config: DepthAnything3NestedConfig) -> tuple[Stage, ...]:
+    metric = _mono_stages(config.metric, "metric.")
+    return (
+        *_any_view_stages(config.any_view, "any_view."),
+        *(replace(stage, name=f"metric {stage.name}") for stage in metric),
+    )
+
+
+ANY_VIEW = Family(
+    name="depth_anything_3",
+    config_type=DepthAnything3Config,
+    network=DepthAnything3,
+    processor=PROCESSOR,
+    dialects=ANY_VIEW_DIALECTS,
+    read_processor=_no_processor,
+    follow=_follow,
+    published_name=published_name,
+    postprocess=_one_view,
+    quantizable=_quantizable,
+    stages=_any_view_stages,
+)
+MONO = replace(
+    ANY_VIEW,
+    name="depth_anything_3_mono",
+    config_type=DepthAnything3MonoConfig,
+    network=DepthAnything3Mono,
+    dialects=MONO_DIALECTS,
+    postprocess=_mono,
+    stages=_mono_stages,
+)
+NESTED = replace(
+    ANY_VIEW,
+    name="depth_anything_3_nested",
+    config_type=DepthAnything3NestedConfig,
+    network=DepthAnything3Nested,
+    dialects=NESTED_DIALECTS,
+    no_depth="it shows nothing but sky, so the length of a metre is unknown: give a photo with ground",
+    stages=_nested_stages,
+)
