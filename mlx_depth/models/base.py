@@ -267,9 +267,7 @@ class Family:
     postprocess: Callable[[Any, DepthOutputs, Processor, Photo], PhotoOutputs] = (  # the config comes first
         lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
     )
-    no_depth: str = (
-        "the network gave numbers that are not finite: dtype='float32' may help"  # a photo without any depth
-    )
+    no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data
 

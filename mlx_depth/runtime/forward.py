@@ -3,10 +3,10 @@
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -23,8 +23,23 @@ LEAST_WORKING_BYTES = 1 << 27
 MANY_PIXELS = 280 * 280
 COMPILED_SHAPES = 32  # a folder's photos have rarely more shapes; a graph takes some megabytes
 
-Forward = Callable[[mx.array], DepthOutputs]
-_Call = Callable[[mx.array], dict[str, Any]]  # DepthOutputs.present, which MLX can compile
+Conditions = Mapping[str, mx.array]
+_Call = Callable[[mx.array, dict[str, mx.array]], dict[str, Any]]  # DepthOutputs.present, which MLX can compile
+_NONE: Conditions = {}
+
+
+class Forward(Protocol):
+    """A network as it is run."""
+
+    def __call__(self, pixel_values: mx.array, conditions: Conditions = ...) -> DepthOutputs:
+        """Normalized pixel values of any float type → outputs, the depth in float32, not evaluated.
+
+        Args:
+            pixel_values: In the axes that the network takes.
+            conditions: What comes in beside the pixels, by name: of ``DepthNetwork.conditions``.
+        Raises:
+            OptionError: If the network cannot take the shape.
+        """
 
 
 def cores_for(size: Sequence[int]) -> AbstractContextManager[None]:
@@ -98,8 +113,8 @@ def _limits(working_bytes: int) -> Iterator[None]:
                 mx.set_cache_limit(_users.cache_limit)
 
 
-def forward_of(network: DepthNetwork, dtype: mx.Dtype) -> Forward:
-    """The network as a function from pixel values of any float type; compiled where MLX computes on a GPU.
+def forward_of(network: DepthNetwork, dtype: mx.Dtype, options: Mapping[str, Any] | None = None) -> Forward:
+    """The network as it runs fastest; compiled where MLX computes on a GPU.
 
     There launching many small kernels dominates, and compiling fuses them. On a CPU compiled graphs are slower, and a
     C++ compiler builds each loop. A Linux CPU takes the images of a batch one by one: their maps then fit its caches.
@@ -107,25 +122,24 @@ def forward_of(network: DepthNetwork, dtype: mx.Dtype) -> Forward:
     Args:
         network: What it holds at the first call stays: a compiled graph does not see a later change of a parameter.
         dtype: Type that the network computes in.
-    Returns:
-        Normalized pixel values → outputs, the depth in float32, not evaluated. Raises ``OptionError`` on a shape that
-        the network cannot take.
+        options: Further arguments of the network that are no arrays.
     """
+    call_network: Callable[..., DepthOutputs] = network  # each has conditions and options of its own
 
-    def compute(pixel_values: mx.array) -> dict[str, Any]:
-        return network(pixel_values.astype(dtype)).present()
+    def compute(pixel_values: mx.array, conditions: dict[str, mx.array]) -> dict[str, Any]:
+        return call_network(pixel_values.astype(dtype), **conditions, **(options or {})).present()
 
     call: _Call = compute
     if mx.default_device() == mx.Device(mx.gpu):
         call = _compiled(compute)
-    elif on_linux_cpu() and network.takes == "image":
+    elif on_linux_cpu() and network.takes != "video":
         call = _one_by_one(compute)
     prepared = _prepared(network)
 
-    def forward(pixel_values: mx.array) -> DepthOutputs:
+    def forward(pixel_values: mx.array, conditions: Conditions = _NONE) -> DepthOutputs:
         network.check(pixel_values.shape)
         prepared(pixel_values.shape[-3:-1])
-        return DepthOutputs(**call(pixel_values))
+        return DepthOutputs(**call(pixel_values, dict(conditions)))
 
     return forward
 
@@ -141,15 +155,15 @@ def _prepared(network: DepthNetwork) -> Callable[[tuple[int, ...]], None]:
 
 
 def _one_by_one(call: _Call) -> _Call:
-    def images(pixel_values: mx.array) -> dict[str, Any]:
+    def images(pixel_values: mx.array, conditions: dict[str, mx.array]) -> dict[str, Any]:
         if len(pixel_values) == 1:
-            return call(pixel_values)
+            return call(pixel_values, conditions)
         done: list[dict[str, Any]] = []
         for i in range(len(pixel_values)):
             image = pixel_values[i : i + 1]
             if done:
                 (image,) = mx.depends([image], [done[-1]["depth"]])  # not all graphs at once
-            done.append(call(image))
+            done.append(call(image, {name: array[i : i + 1] for name, array in conditions.items()}))
         joined: dict[str, Any] = tree_map(lambda *parts: mx.concatenate(list(parts)), *done)
         return joined
 
@@ -158,11 +172,11 @@ def _one_by_one(call: _Call) -> _Call:
 
 def _compiled(call: _Call) -> _Call:
     @lru_cache(maxsize=COMPILED_SHAPES)
-    def graph(shape: tuple[int, ...], dtype: mx.Dtype) -> _Call:
-        compiled: _Call = mx.compile(lambda pixel_values: call(pixel_values))  # of its own, that can be let go
+    def graph(shape: tuple[int, ...], dtype: mx.Dtype, conditions: tuple[str, ...]) -> _Call:
+        compiled: _Call = mx.compile(lambda x, conditions: call(x, conditions))  # of its own, that can be let go
         return compiled
 
-    return lambda pixel_values: graph(tuple(pixel_values.shape), pixel_values.dtype)(pixel_values)
+    return lambda x, conditions: graph(tuple(x.shape), x.dtype, tuple(conditions))(x, conditions)
 
 
 @cache

@@ -13,8 +13,10 @@ from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.heads.dpt import DepthAndSky, DPTConfig, SkyDPTHead
 from mlx_depth.heads.dual_dpt import DualDPTConfig, DualDPTHead
+from mlx_depth.heads.gaussian_dpt import GaussianDPTConfig, GaussianDPTHead
 from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Size
 from mlx_depth.models.depth_anything_3.camera import CameraDecoder, CameraEncoder
+from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
 from mlx_depth.models.depth_anything_3.metric import in_metres
 from mlx_depth.nn import ops
 from mlx_depth.result import DepthKind
@@ -62,6 +64,11 @@ class DepthAnything3(DepthNetwork):
         self.head = DualDPTHead(config.head)
         self.camera_encoder = CameraEncoder(dims)
         self.camera_decoder = CameraDecoder(2 * dims)
+        if config.gaussians:
+            head = config.head
+            self.gaussian_head = GaussianDPTHead(
+                GaussianDPTConfig(head.in_dim, head.features, head.out_channels, patch_size=head.patch_size)
+            )
 
     @property
     def multiple_of(self) -> int:
@@ -75,6 +82,7 @@ class DepthAnything3(DepthNetwork):
         intrinsics: mx.array | None = None,
         *,
         reference_view: ReferenceView = "saddle_balanced",
+        gaussians: bool = False,
     ) -> DepthOutputs:
         """Predict depth, rays and cameras.
 
@@ -84,24 +92,26 @@ class DepthAnything3(DepthNetwork):
                 distance of 1 (``geometry.poses.normalize_extrinsics``); None: unknown.
             intrinsics: Theirs, ``(B, V, 3, 3)``, in network pixels; with ``extrinsics`` alone.
             reference_view: As for ``AnyViewDINOv2``.
+            gaussians: Predict 3D Gaussians, too, where the model can.
         Returns:
             ``depth`` ``(B, V, H, W)``, unitless, larger = farther; ``confidence`` above 1; ``extrinsics``,
-            ``intrinsics``; ``rays`` and ``ray_confidence`` at 8 values a patch side.
+            ``intrinsics``; ``rays`` and ``ray_confidence`` at 8 values a patch side; ``gaussians`` as of
+            ``world_gaussians``, and ``raw`` and ``raw_confidence``, of which it makes them.
         Raises:
-            OptionError: If a shape does not fit.
+            OptionError: If a shape does not fit, or there is no head for Gaussians.
         """
         self.check(pixel_values.shape)
+        if gaussians and not self._config.gaussians:
+            raise OptionError("this model has no 3D Gaussians: take depth-anything-3-giant-1.1, or leave them out.")
         B, V, H, W, _ = pixel_values.shape
         known = self._known_cameras(extrinsics, intrinsics, (B, V), (H, W))
         layers = self.backbone(pixel_values, known, reference_view=reference_view)
         grid_size = self._grid_size((H, W))
-        maps = ops.in_batches(
-            lambda tokens: self.head(tokens, grid_size),
-            [layer.patch_tokens.flatten(0, 1) for layer in layers],
-        )
+        tokens = [layer.patch_tokens.flatten(0, 1) for layer in layers]
+        maps = ops.in_batches(lambda some: self.head(some, grid_size), tokens)
         depth, confidence, rays, ray_confidence = (x.reshape(B, V, *x.shape[1:]) for x in maps)
         own_extrinsics, own_intrinsics = self.camera_decoder(layers[-1].camera_token, (H, W))
-        return DepthOutputs(
+        outputs = DepthOutputs(
             depth=depth,
             confidence=confidence,
             extrinsics=own_extrinsics,
@@ -109,6 +119,13 @@ class DepthAnything3(DepthNetwork):
             rays=rays,
             ray_confidence=ray_confidence,
         )
+        if not gaussians:
+            return outputs
+        images = [*tokens, pixel_values.flatten(0, 1)]
+        read = ops.in_batches(lambda some: self.gaussian_head(some[:-1], some[-1], grid_size), images)
+        raw, sure = (x.reshape(B, V, *x.shape[1:]) for x in read)
+        made = world_gaussians(depth, raw, sure, own_extrinsics, own_intrinsics)
+        return outputs._replace(gaussians={**made, "raw": raw, "raw_confidence": sure})
 
     def _known_cameras(
         self, extrinsics: mx.array | None, intrinsics: mx.array | None, views: tuple[int, int], size: Size
@@ -234,16 +251,19 @@ class DepthAnything3Nested(DepthNetwork):
         intrinsics: mx.array | None = None,
         *,
         reference_view: ReferenceView = "saddle_balanced",
+        gaussians: bool = False,
     ) -> DepthOutputs:
         """Predict depth in metres, rays, cameras and sky; arguments and axes as for ``DepthAnything3``.
 
         Returns:
             As ``DepthAnything3``, ``depth`` and the translations of ``extrinsics`` in metres, sky at the distance of
-            the farthest ground. ``scale`` ``(B,)`` is the factor that made them so; all are NaN where a scene is
+            the farthest ground; rays and Gaussians keep the unit of the first network. ``scale`` ``(B,)`` is the factor that made them so; all are NaN where a scene is
             nothing but sky.
         """
         self.check(pixel_values.shape)
-        outputs = self.any_view(pixel_values, extrinsics, intrinsics, reference_view=reference_view)
+        outputs = self.any_view(
+            pixel_values, extrinsics, intrinsics, reference_view=reference_view, gaussians=gaussians
+        )
         B, V = pixel_values.shape[:2]
         alone = ops.in_batches(lambda images: self.metric.maps(images[0]), [pixel_values.flatten(0, 1)])
         metric_depth, sky = (x.reshape(B, V, *x.shape[1:]) for x in alone)

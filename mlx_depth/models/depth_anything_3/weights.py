@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_depth.backbones import dinov2
 from mlx_depth.errors import CheckpointError
-from mlx_depth.heads import dpt, dual_dpt
+from mlx_depth.heads import dpt, dual_dpt, gaussian_dpt
 from mlx_depth.models.base import Dialect, Evidence, NetworkConfig, Reading, owner
 from mlx_depth.models.depth_anything_3.camera import DECODER_ORIGINAL, ENCODER_ORIGINAL
 from mlx_depth.models.depth_anything_3.network import (
@@ -40,6 +40,7 @@ _ANY_VIEW: tuple[Rule, ...] = (
     *prefixed(dual_dpt.ORIGINAL, "head.", "head."),
     *prefixed(ENCODER_ORIGINAL, "cam_enc.", "camera_encoder."),
     *prefixed(DECODER_ORIGINAL, "cam_dec.", "camera_decoder."),
+    *prefixed(gaussian_dpt.ORIGINAL, "gs_head.", "gaussian_head."),
 )
 _MONO: tuple[Rule, ...] = (
     *prefixed(dinov2.ORIGINAL, _BACKBONE, "backbone."),
@@ -57,8 +58,8 @@ def _named(config: Mapping[str, Any], kind: type[NetworkConfig]) -> NetworkConfi
     name = config.get("model_name")
     if unknown or name is None:
         raise CheckpointError(
-            f"config.json is not Depth Anything 3's (its keys: {', '.join(sorted(config)):.200}): it holds a model_name, "
-            "such as 'da3-small'. Take the file of the original checkpoint."
+            f"config.json is not Depth Anything 3's, which holds a model_name such as 'da3-small' (keys here: "
+            f"{', '.join(sorted(config)):.200}): take the file of the original checkpoint."
         )
     if name not in ARCHITECTURES:
         raise CheckpointError(
@@ -79,7 +80,7 @@ def _by_width(evidence: Evidence, table: str, kind: type[NetworkConfig]) -> Netw
     candidates = [config for config in ARCHITECTURES.values() if type(config) is kind and _width(config) == width]
     if not candidates:
         raise CheckpointError(
-            f"no published Depth Anything 3 of this kind is {width} wide: put the model's config.json beside the weights."
+            f"no published Depth Anything 3 of this kind is {width} wide: put its config.json beside the weights."
         )
     return candidates[0]
 
