@@ -1,6 +1,7 @@
 """Similarities: the rotation, translation and scale that bring one set of points or cameras onto another."""
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,11 @@ IDENTITY = Similarity(np.eye(3), np.zeros(3), 1.0)
 
 
 def umeyama(
-    reference_points: npt.ArrayLike, points: npt.ArrayLike, *, weights: npt.ArrayLike | None = None
+    reference_points: npt.ArrayLike,
+    points: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike | None = None,
+    symmetric: bool = False,
 ) -> Similarity:
     """The similarity that brings points closest to their partners, by (weighted) least squares.
 
@@ -46,6 +51,8 @@ def umeyama(
         reference_points: ``(N, 3)``, where the points should come to lie.
         points: ``(N, 3)``, partner by partner.
         weights: ``(N,)``, at least 0; None counts all the same.
+        symmetric: Take the scale from how far either set spreads. Least squares makes it too small where the points
+            are as uncertain as their partners, and a chain of such fits shrinks.
     Returns:
         From the world of ``points`` to that of ``reference_points``.
     Raises:
@@ -53,11 +60,12 @@ def umeyama(
             place, which leaves the rotation open.
 
     Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns", eqs. 34–43.
+    The symmetric scale: Horn 1987, "Closed-form solution of absolute orientation using unit quaternions", section 2E.
     """
     reference, moving = _points("reference_points", reference_points), _points("points", points)
     if reference.shape != moving.shape:
         raise OptionError(f"{len(reference)} reference points and {len(moving)} points do not pair up: give as many.")
-    found = _fit(reference, moving, _weights(weights, len(moving)), STRAIGHT)
+    found = _fit(reference, moving, _weights(weights, len(moving)), STRAIGHT, symmetric)
     if found is None:
         raise OptionError(
             "the points lie on a line or in one place, which leaves the rotation open: give three or more that do not."
@@ -119,6 +127,7 @@ def _fit(
     points: npt.NDArray[np.float64],
     weights: npt.NDArray[np.float64],
     straight: float = 0.0,
+    symmetric: bool = False,
 ) -> Similarity | None:
     """None if the points leave the rotation open. ``weights`` have the sum 1."""
     reference_mean, mean = weights @ reference, weights @ points
@@ -130,6 +139,8 @@ def _fit(
     mirror = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
     rotation = (U * mirror) @ Vt
     scale = float(spread @ mirror / variance)
+    if symmetric:
+        scale = math.sqrt(weights @ (to_reference**2).sum(axis=1) / variance)
     return Similarity(rotation, reference_mean - scale * rotation @ mean, scale)
 
 
