@@ -13,10 +13,11 @@ PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
     {"errors", "version"},
-    {"kinds", "camera", "fit"},
+    {"kinds", "camera", "fit", "geometry"},
     {"linux_cpu", "weights"},
     {"io"},
     {"result"},
+    {"scene"},
     {"nn"},
     {"processor", "backbones", "heads"},
     {"models"},
@@ -28,7 +29,18 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "coremltools",
+    "huggingface_hub",
+    "matplotlib",
+    "tqdm",
+    "cv2",
+    "gguf",
+    "trimesh",
+    "pycolmap",
+]
 
 
 def part(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Cameras, poses and similarities in plain numpy; knows no model."""
