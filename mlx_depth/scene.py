@@ -54,13 +54,12 @@ class Gaussians:
     def __post_init__(self) -> None:
         count = len(self.opacities)
         shapes = {"means": (count, 3), "scales": (count, 3), "rotations": (count, 4), "opacities": (count,)}
-        for name, shape in shapes.items():
-            check_array(f"gaussians.{name}", getattr(self, name), shape)
-        terms = self.harmonics.shape[-1] if self.harmonics.ndim == 3 else 0
+        for name, expected in shapes.items():
+            check_array(f"gaussians.{name}", getattr(self, name), expected)
+        shape = np.shape(self.harmonics)
+        terms = shape[2] if len(shape) == 3 else 0
         if terms == 0 or round(terms**0.5) ** 2 != terms:
-            raise OptionError(
-                f"gaussians.harmonics has shape {self.harmonics.shape}: give (N, 3, D) with D = (degree + 1)²."
-            )
+            raise OptionError(f"gaussians.harmonics has shape {shape}: give (N, 3, D) with D = (degree + 1)².")
         check_array("gaussians.harmonics", self.harmonics, (count, 3, terms))
         for name in (*shapes, "harmonics"):
             if not np.isfinite(getattr(self, name)).all():
@@ -155,6 +154,10 @@ class SceneResult:
 
     def _check_rays(self) -> None:
         rays, confidence = self.rays, self.ray_confidence
+        if rays is not None and np.ndim(rays) != 4:
+            raise OptionError(f"rays has shape {np.shape(rays)}: give (V, h, w, 6).")
+        if confidence is not None and np.ndim(confidence) != 3:
+            raise OptionError(f"ray_confidence has shape {np.shape(confidence)}: give (V, h, w).")
         if rays is not None:
             check_array("rays", rays, (len(self), *rays.shape[1:3], 6))
         if confidence is not None:
@@ -429,7 +432,7 @@ class SceneResult:
         top, left = int(border * height), int(border * width)
         kept = np.zeros(self.depth.shape, np.bool_)
         kept[:, top : height - top, left : width - left] = True
-        far = np.quantile(self.depth.reshape(len(self), -1), depth_quantile, axis=1)
+        far = np.nanquantile(self.depth.reshape(len(self), -1), depth_quantile, axis=1)
         return (kept & (self.depth <= far[:, None, None])).reshape(-1)
 
     def _arrays(self) -> Mapping[str, npt.NDArray[Any]]:

@@ -48,7 +48,9 @@ class PointFilter:
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise OptionError(f"{name} {value} is not a finite number above 0: give one, or None.")
-        if self.max_points is not None and not (isinstance(self.max_points, (int, np.integer)) and self.max_points >= 1):
+        if self.max_points is not None and not (
+            isinstance(self.max_points, (int, np.integer)) and self.max_points >= 1
+        ):
             raise OptionError(f"max_points {self.max_points} is not a whole number above 0: give one, or None.")
 
 

@@ -59,9 +59,7 @@ def test_every_point_projects_to_its_pixel():
 def test_some_pixels_are_those_of_all():
     every = unproject(SCENE.depth, SCENE.intrinsics, SCENE.extrinsics)
     pixels = np.sort(np.argsort(seeded("pixels", (len(every),)))[:500])
-    np.testing.assert_array_equal(
-        unproject(SCENE.depth, SCENE.intrinsics, SCENE.extrinsics, pixels), every[pixels]
-    )
+    np.testing.assert_array_equal(unproject(SCENE.depth, SCENE.intrinsics, SCENE.extrinsics, pixels), every[pixels])
     none = unproject(SCENE.depth, SCENE.intrinsics, SCENE.extrinsics, pixels[:0])
     assert none.shape == (0, 3)
 
