@@ -94,6 +94,8 @@ def choose_points(
         raise OptionError("this scene has no confidence, which its model does not compute: leave min_confidence out.")
     pixels = np.flatnonzero(_kept(depth, confidence, sky, filter))
     positions = unproject(depth, intrinsics, extrinsics, pixels)
+    if not (within := np.isfinite(positions).all(axis=1)).all():  # beyond float32
+        pixels, positions = pixels[within], positions[within]
     if filter.voxel_size is not None:
         sureness = np.zeros(len(pixels)) if confidence is None else confidence.reshape(-1)[pixels]
         chosen = _one_a_voxel(positions, sureness, filter.voxel_size)

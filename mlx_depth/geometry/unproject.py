@@ -19,7 +19,7 @@ def unproject(
         pixels: ``(N,)``, rising indices into the flattened depth. Default: every pixel, N = V * H * W.
     Returns:
         ``(N, 3)``, world coordinates in the unit of the depth, in the order of the pixels. A pixel without a depth has
-        no point: leave it out of ``pixels``, or its numbers are not finite.
+        no point: leave it out of ``pixels``, or its numbers mean nothing.
 
     The pixel in row i, column j is ``R^-1 (depth K^-1 (j, i, 1) - t)``, computed in float64.
     """
@@ -33,7 +33,8 @@ def unproject(
         rows, columns = np.divmod(pixels[part] - view * height * width, width)
         rays = np.linalg.solve(_wide(intrinsics[view]), np.stack([columns, rows, np.ones_like(rows)]))  # (3, n)
         rotation, translation = _wide(extrinsics[view, :, :3]), _wide(extrinsics[view, :, 3:])
-        points[part] = np.linalg.solve(rotation, rays * flat[pixels[part]] - translation).T
+        with np.errstate(over="ignore"):  # beyond float32
+            points[part] = np.linalg.solve(rotation, rays * flat[pixels[part]] - translation).T
     return points
 
 

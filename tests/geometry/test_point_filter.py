@@ -37,6 +37,14 @@ def test_only_a_finite_depth_above_zero_becomes_a_point():
     assert np.isfinite(chosen.positions).all()
 
 
+def test_a_depth_that_takes_a_point_beyond_float32():
+    depth = FLAT.copy()
+    depth[0, 3, 3] = 3e38  # times a ray of 3, 3, 1
+    chosen = choose(depth)
+    assert np.isfinite(chosen.positions).all()
+    np.testing.assert_array_equal(chosen.pixels, np.delete(np.arange(600), 3 * 30 + 3))
+
+
 def test_positions_are_those_of_the_pixels():
     chosen = choose_boxes(voxel_size=0.1, max_points=300)
     assert len(chosen.pixels) == 300
