@@ -10,7 +10,6 @@ from mlx_depth.geometry.unproject import unproject
 
 # Steps of the R2 sequence (M. Roberts, 2018), 1/g and 1/g² for g³ = g + 1: their multiples fill 0..1 evenly.
 _ROW_STEP, _COLUMN_STEP = 0.7548776662466927, 0.5698402909980532
-_VIEW_STEP = 0.6180339887498949  # of the golden ratio, so that views do not drop the same pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ def choose_points(
         chosen = _one_a_voxel(positions, sureness, filter.voxel_size)
         pixels, positions = pixels[chosen], positions[chosen]
     if filter.max_points is not None and len(pixels) > filter.max_points:
-        chosen = _spread(pixels, depth.shape[1:], filter.max_points)
+        chosen = _spread(pixels, depth.shape[2], filter.max_points)
         pixels, positions = pixels[chosen], positions[chosen]
     return Points(pixels, positions)
 
@@ -170,9 +169,8 @@ def _one_a_voxel(
     return np.sort(order[first])
 
 
-def _spread(pixels: npt.NDArray[np.int64], size: tuple[int, ...], count: int) -> npt.NDArray[np.int64]:
+def _spread(pixels: npt.NDArray[np.int64], width: int, count: int) -> npt.NDArray[np.int64]:
     """Rising indices of ``count`` pixels. A constant stride would take single columns of the images."""
-    height, width = size
     rows, columns = np.divmod(pixels, width)  # rows go on from view to view
-    order = (rows * _ROW_STEP + columns * _COLUMN_STEP + rows // height * _VIEW_STEP) % 1
+    order = (rows * _ROW_STEP + columns * _COLUMN_STEP) % 1
     return np.sort(np.argsort(order, kind="stable")[:count])

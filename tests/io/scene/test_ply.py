@@ -11,6 +11,7 @@ from mlx_depth.io.scene.ply import write_ply
 
 POINTS, COLORS = boxes().points()
 HOSTILE = "a\nend_header\r\n\x1b[31m 日本 \ud800 " + "long " * 3000
+WIDE = "日" * 500  # six bytes each in ASCII
 
 
 def test_plyfile_reads_the_same(tmp_path):
@@ -35,7 +36,7 @@ def test_trimesh_reads_the_same(tmp_path):
     np.testing.assert_array_equal(cloud.colors[:, :3], COLORS)
 
 
-@pytest.mark.parametrize("model", ["depth-anything-3-large", HOSTILE])
+@pytest.mark.parametrize("model", ["depth-anything-3-large", HOSTILE, WIDE])
 def test_open3d_reads_the_same(model, tmp_path):
     open3d = require("open3d", "open3d")
     cloud = open3d.io.read_point_cloud(str(boxes(model=model).save(tmp_path / "scene.ply")))
@@ -57,7 +58,8 @@ def test_points_lie_on_the_boxes_in_their_colors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "facts", [{"model": HOSTILE}, {"model": HOSTILE * 2, "license": HOSTILE, "names": ["a"], "x": None}]
+    "facts",
+    [{"model": HOSTILE}, {"model": WIDE}, {"model": HOSTILE * 2, "license": HOSTILE, "names": ["a"], "x": None}],
 )
 def test_hostile_facts_stay_in_the_header(facts, tmp_path):
     path = write_ply(tmp_path / "scene.ply", points=POINTS, colors=COLORS, facts=facts)
