@@ -21,12 +21,14 @@ from mlx_depth.errors import (
     OptionError,
     SaveError,
 )
+from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.image import ImageInfo, LoadedImage, load_image
 from mlx_depth.predictor import DepthModel, load, predict
 from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
+from mlx_depth.scene import Gaussians, SceneResult
 from mlx_depth.version import __version__
 from mlx_depth.weights.quantization import Quantization
 
@@ -37,6 +39,7 @@ __all__ = [
     "DepthKind",
     "DepthModel",
     "DepthResult",
+    "Gaussians",
     "ImageError",
     "ImageInfo",
     "LoadedImage",
@@ -44,9 +47,11 @@ __all__ = [
     "ModelNotFoundError",
     "ModelSpec",
     "OptionError",
+    "PointFilter",
     "Processor",
     "Quantization",
     "SaveError",
+    "SceneResult",
     "__version__",
     "find_model",
     "list_models",

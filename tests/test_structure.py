@@ -17,6 +17,7 @@ LAYERS = [
     {"linux_cpu", "weights"},
     {"io"},
     {"result"},
+    {"scene"},
     {"nn"},
     {"processor", "views", "backbones", "heads"},
     {"models"},
@@ -28,7 +29,18 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "coremltools",
+    "huggingface_hub",
+    "matplotlib",
+    "tqdm",
+    "cv2",
+    "gguf",
+    "trimesh",
+    "pycolmap",
+]
 
 
 def part(path: Path) -> str:

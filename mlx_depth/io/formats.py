@@ -1,6 +1,7 @@
 """The file formats of a result: their names, suffixes and endings, and which one a file name asks for."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlx_depth.errors import OptionError, printable
@@ -21,9 +22,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """Format → the suffixes it may have, the usual one first."""
 
-# Where several formats share a suffix, the first of FORMATS has it: .png is png16, .jpg is color.
-_FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in reversed(FORMATS.items()) for suffix in suffixes}
-
 # Formats that share a suffix with another get their name into the file name.
 _NAMED = {
     "png16": "_depth",
@@ -40,30 +38,33 @@ def ending(format: str) -> str:
     return _NAMED.get(format, "") + FORMATS[format][0]
 
 
-def format_of(path: Path, format: str | None) -> str:
+def format_of(path: Path, format: str | None, formats: Mapping[str, tuple[str, ...]] = FORMATS) -> str:
     """The format that a file gets.
 
     Args:
         path: Its name.
-        format: One of ``FORMATS``, or None: by the suffix.
+        format: One of ``formats``, or None: by the suffix.
+        formats: Format → the suffixes it may have. Of those that share a suffix the first has it: .png is png16, .jpg
+            is color.
     Returns:
-        A key of ``FORMATS``.
+        A key of ``formats``.
     Raises:
         OptionError: If there is no such format, or the suffix does not fit it.
     """
     suffix = path.suffix.lower()
     if format is not None:
-        _check_name(format)
-        if suffix not in FORMATS[format]:
-            fitting = " or ".join(FORMATS[format])
+        _check_name(format, formats)
+        if suffix not in formats[format]:
+            fitting = " or ".join(formats[format])
             raise OptionError(
                 f"{format} does not go into {printable(path.name)!r}: give a name that ends with {fitting}."
             )
         return format
-    if suffix not in _FORMAT_OF_SUFFIX:
-        known = " ".join(sorted(_FORMAT_OF_SUFFIX))
+    by_suffix = {suffix: name for name, suffixes in reversed(list(formats.items())) for suffix in suffixes}
+    if suffix not in by_suffix:
+        known = " ".join(sorted(by_suffix))
         raise OptionError(f"no format has the suffix {suffix!r} of {printable(path.name)!r}: choose one of {known}.")
-    return _FORMAT_OF_SUFFIX[suffix]
+    return by_suffix[suffix]
 
 
 def format_of_stream(name: object, format: str | None) -> tuple[str, str]:
@@ -82,13 +83,13 @@ def format_of_stream(name: object, format: str | None) -> tuple[str, str]:
         if not path.name:
             raise OptionError(f"a file object has no suffix: give format=, one of {', '.join(FORMATS)}.")
         return format_of(path, None), path.suffix.lower()
-    _check_name(format)
+    _check_name(format, FORMATS)
     suffix = path.suffix.lower()
     return format, suffix if suffix in FORMATS[format] else FORMATS[format][0]
 
 
-def _check_name(format: str) -> None:
-    if format not in FORMATS:
-        close = difflib.get_close_matches(format, FORMATS, n=1)
+def _check_name(format: str, formats: Mapping[str, tuple[str, ...]]) -> None:
+    if format not in formats:
+        close = difflib.get_close_matches(format, formats, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise OptionError(f"no format {format!r}: {hint}Choose one of {', '.join(FORMATS)}.")
+        raise OptionError(f"no format {format!r}: {hint}Choose one of {', '.join(formats)}.")
