@@ -1,0 +1,1 @@
+"""Scenes as files: point clouds, cameras, meshes, Gaussians, and a page to look at them."""
