@@ -24,7 +24,7 @@ def require(extra: str, module: str) -> ModuleType:
 
 
 def require_program(extra: str, *names: str) -> str:
-    """Path of the first program that is installed; without any, skip, or fail if ``MLX_DEPTH_REQUIRE`` names ``extra``."""
+    """Path of the first program that is installed; else skip, or fail if ``MLX_DEPTH_REQUIRE`` names ``extra``."""
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         reason = f"none of the programs {', '.join(names)} is installed: install one"

@@ -144,10 +144,11 @@ def _first_view(points: npt.NDArray[np.float32], cameras: Sequence[Camera]) -> d
 
 
 def _overview(points: npt.NDArray[np.float32]) -> Camera:
-    """A camera along the world's z that sees most of the points."""
-    size, eye = extent(points), np.median(points, axis=0).astype(np.float64)
-    eye[2] -= 1.5 * size
-    return np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.column_stack([np.eye(3), -eye]), (1, 1)
+    """A camera that looks along the world's z at the box around the middle 90 % of each coordinate."""
+    low, high = np.percentile(points, [5, 95], axis=0).astype(np.float64)
+    width = float((high - low)[:2].max()) or extent(points)
+    eye = np.array([*(low + high)[:2] / 2, low[2] - width])  # the box's front fills a view that is 1 wide at z = 1
+    return np.eye(3), np.column_stack([np.eye(3), -eye]), (1, 1)
 
 
 def _rows(facts: Mapping[str, Any], cameras: int) -> str:
