@@ -91,8 +91,9 @@ def write_viewer(
         "three": _part("three.min.js"),
         "title": _escaped(facts.get("title") or path.stem),
         "generator": f"mlx-depth {__version__}",
-        "facts": _rows(facts, len(cameras)),
-        "thinned": f", thinned evenly from {total:,}" if len(order) < total else "",
+        "facts": _rows(
+            facts, len(cameras), f"{len(order):,} of {total:,}, thinned evenly" if len(order) < total else ""
+        ),
         "metadata": _json(dict(facts)),
         "scene": _json(scene),
         "arrays": "\n".join(_data_block(name, array) for name, array in arrays.items()),
@@ -151,14 +152,15 @@ def _overview(points: npt.NDArray[np.float32]) -> Camera:
     return np.eye(3), np.column_stack([np.eye(3), -eye]), (1, 1)
 
 
-def _rows(facts: Mapping[str, Any], cameras: int) -> str:
+def _rows(facts: Mapping[str, Any], cameras: int, thinned: str) -> str:
     kind, unit = facts.get("kind"), facts.get("unit")
     rows = {
         "Depth": kind and f"{str(kind).replace('_', ' ')}, {f'in {unit}' if unit else 'without unit'}",
         "Model": facts.get("model"),
         "Revision": facts.get("revision"),
         "License": facts.get("license"),
-        "Views": cameras or None,
+        "Views": cameras,
+        "Points": thinned,
     }
     return "".join(f"<dt>{name}</dt><dd>{_escaped(value)}</dd>" for name, value in rows.items() if value)
 

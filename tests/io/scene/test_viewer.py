@@ -130,7 +130,7 @@ def test_many_points_are_thinned_evenly_and_the_page_says_so(tmp_path, monkeypat
     rows = [np.flatnonzero((cloud.points == point).all(axis=1))[0] for point in points.astype(np.float32)]
     assert rows[0] == 0
     assert set(np.diff(rows)) <= {total // 1000, total // 1000 + 1}
-    assert f", thinned evenly from {total:,}" in first.read_text("utf-8")
+    assert f"<dt>Points</dt><dd>1,000 of {total:,}, thinned evenly</dd>" in first.read_text("utf-8")
     assert first.read_text("utf-8").replace(">a<", ">b<") == second.read_text("utf-8")
 
 
@@ -411,3 +411,22 @@ def test_without_cameras_the_points_are_in_view(browser, tmp_path):
     assert shown.mean() > 0.1
     assert browser.run("document.getElementById('cameras').checkVisibility()") is False
     assert browser.complaints() == []
+
+
+def test_on_a_narrow_screen_the_panel_is_closed(browser, page):
+    is_open = "document.getElementById('panel').open"
+    browser.open(page, (500, 360))
+    assert browser.run(is_open) is False
+    browser.open(page, WINDOW)
+    assert browser.run(is_open) is True
+
+
+def test_without_webgl_the_page_says_so(browser, page):
+    source = "HTMLCanvasElement.prototype.getContext = () => null"
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=source)
+    browser.open(page, WINDOW)
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", **added)
+    assert text(browser, "message").startswith("The scene needs WebGL 2, which this browser does not offer")
+    assert browser.run("document.getElementById('message').checkVisibility()") is True
+    browser.open(page, WINDOW)
+    assert browser.run("document.getElementById('message').checkVisibility()") is False

@@ -115,6 +115,7 @@
     const area = scale * scale * (info.view.right - info.view.left) * (info.view.bottom - info.view.top);
     const spacing = Math.sqrt(area / (info.count / Math.max(1, info.cameras)));
     element("size").value = Math.min(6, Math.max(1.5, 1.2 * spacing)); // no gaps as the first camera sees them
+    element("panel").open = window.innerWidth >= 600; // on a phone it would hide the scene
     element("confidence-control").hidden = !info.confidence;
     element("cameras-control").hidden = !info.cameras;
 
