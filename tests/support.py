@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import zlib
 from types import ModuleType
 
@@ -20,6 +21,17 @@ def require(extra: str, module: str) -> ModuleType:
         if extra in REQUIRED:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason, allow_module_level=True)
+
+
+def require_program(extra: str, *names: str) -> str:
+    """Path of the first program that is installed; else skip, or fail if ``MLX_DEPTH_REQUIRE`` names ``extra``."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        reason = f"none of the programs {', '.join(names)} is installed: install one"
+        if extra in REQUIRED:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return found
 
 
 def seeded(name: str, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
