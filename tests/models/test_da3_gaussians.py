@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 import pytest
+import reference_da3
 from da3 import import_reference, torch
 from support import relative_error, require, seeded
 
+from mlx_depth.heads.gaussian_dpt import ORIGINAL, GaussianDPTConfig, GaussianDPTHead
 from mlx_depth.models.depth_anything_3 import gaussians as ours
 from mlx_depth.models.depth_anything_3.gaussians import POSE_SCALES, RAW_CHANNELS, rescaled, world_gaussians
 from mlx_depth.nn.rotations import quaternion_to_matrix
+from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout
 
 GATE = 1e-4
 require("reference", "e3nn")
@@ -95,6 +98,28 @@ def test_every_property(shape, skew):
         "opacities": (B, N),
     }
     check(found, upstream(given))
+
+
+def test_from_tokens_as_the_authors_network_does_it():
+    """Its head's input, its depth and its cameras; everything after that is ours."""
+    network, pixels = reference_da3.model(reference_da3.GIANT, tiny=True), reference_da3.pixels(1, 3, 70, 98)
+    kept: dict = {}
+    handle = network.gs_head.register_forward_pre_hook(lambda _, __, options: kept.update(options), with_kwargs=True)
+    try:
+        outputs = reference_da3.run(network, pixels, infer_gs=True)
+    finally:
+        handle.remove()
+    head = GaussianDPTHead(
+        GaussianDPTConfig(2 * reference_da3.TINY_WIDTH, reference_da3.TINY_FEATURES, reference_da3.TINY_CHANNELS)
+    )
+    weights = to_mlx_layout(head, apply(ORIGINAL, reference_da3.tensors(network.gs_head)))
+    check_complete(head, weights)
+    head.load_weights(list(weights.items()))
+    raw, confidence = head([mx.array(f[0][0].numpy()) for f in kept["feats"]], mx.array(pixels[0]), (5, 7))
+    depth, extrinsics, intrinsics = (mx.array(outputs[x].numpy()) for x in ("depth", "extrinsics", "intrinsics"))
+    found = world_gaussians(depth, raw[None], confidence[None], extrinsics, intrinsics)
+    figures = errors(found, {name: getattr(outputs["gaussians"], name).numpy() for name in found})
+    assert max(figures.values()) <= GATE, figures
 
 
 def test_a_camera_that_hardly_turns():
