@@ -24,7 +24,8 @@ from mlx_depth.errors import (
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.image import ImageInfo, LoadedImage, load_image
-from mlx_depth.predictor import DepthModel, load, predict
+from mlx_depth.model import DepthModel
+from mlx_depth.predictor import load, predict
 from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult

@@ -1,7 +1,9 @@
 """The upstream Depth Anything 3 with name-seeded weights: at its published sizes, and tiny with equal structure."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +14,7 @@ from support import require, seeded
 
 from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.models.depth_anything_3.network import (
@@ -20,6 +23,9 @@ from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3MonoConfig,
     DepthAnything3NestedConfig,
 )
+from mlx_depth.models.families import FAMILIES
+from mlx_depth.registry import find_model
+from mlx_depth.weights.rules import apply, to_mlx_layout
 
 torch = require("reference", "torch")
 
@@ -190,3 +196,15 @@ def tensors(network: Any) -> dict[str, mx.array]:
         name: mx.zeros(tuple(value.shape)) if value.is_meta else mx.array(value.numpy())
         for name, value in network.state_dict().items()
     }
+
+
+def save(name: str, folder: Path, *, tiny: bool = True) -> Path:
+    """A network of ``model`` in our own format: only the published architectures can be known from upstream's files."""
+    spec = find_model(name)
+    family = FAMILIES[spec.family]
+    config = tiny_config(name) if tiny else spec.config
+    network = family.network(config)
+    rules = family.dialects["original"].rules
+    weights = to_mlx_layout(network, apply(rules, tensors(model(name, tiny=tiny))))
+    checkpoint = Checkpoint(dataclasses.replace(spec, config=config), "original", weights)
+    return write_checkpoint(checkpoint, folder, source={}, card="")

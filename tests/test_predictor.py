@@ -21,14 +21,15 @@ from PIL import Image
 from support import correlation, relative_error, seeded
 
 import mlx_depth
+from mlx_depth import model as model_module
 from mlx_depth import predictor
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.checkpoints import hub
 from mlx_depth.errors import ImageError, ModelNotFoundError, OptionError
 from mlx_depth.heads.dpt import DPTConfig
+from mlx_depth.model import DepthModel
 from mlx_depth.models.base import DepthOutputs
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
-from mlx_depth.predictor import DepthModel
 from mlx_depth.processor import Processor
 from mlx_depth.registry import DEMO_FOLDER, ModelSpec
 from mlx_depth.result import DepthKind, DepthResult
@@ -202,7 +203,7 @@ def test_images_of_one_network_size_share_a_batch(tiny: DepthModel, monkeypatch:
         batches.append(pixel_values.shape)
         return tiny.infer(pixel_values)
 
-    monkeypatch.setattr(predictor, "forward_of", lambda network, dtype: forward)
+    monkeypatch.setattr(model_module, "forward_of", lambda network, dtype: forward)
     model = dataclasses.replace(tiny)
     images = [photo(*size) for size in ((20, 20), (30, 45), (24, 24), (32, 48), (20, 20))]
     assert len(list(model.predict_batch(images, batch_size=2))) == 5

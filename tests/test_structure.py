@@ -23,6 +23,8 @@ LAYERS = [
     {"models"},
     {"registry"},
     {"checkpoints", "runtime"},
+    {"multiview"},
+    {"model"},
     {"predictor"},
     {"jobs"},
     {"cli"},

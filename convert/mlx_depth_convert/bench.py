@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from mlx_depth.checkpoints.checkpoint import build_network, quantize_checkpoint
 from mlx_depth.errors import OptionError
-from mlx_depth.predictor import DEFAULT_MODEL, DepthModel
+from mlx_depth.model import DepthModel
+from mlx_depth.predictor import DEFAULT_MODEL
 from mlx_depth.processor import InputSize
 from mlx_depth.runtime.cpu import environment_without_openblas
 from mlx_depth.runtime.forward import resolve_dtype

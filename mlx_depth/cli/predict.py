@@ -23,7 +23,8 @@ from mlx_depth.jobs.folder import plan, predict_files
 from mlx_depth.jobs.naming import Outcome
 from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
 from mlx_depth.kinds import DepthKind
-from mlx_depth.predictor import DEFAULT_MODEL, DepthModel, load
+from mlx_depth.model import DepthModel
+from mlx_depth.predictor import DEFAULT_MODEL, load
 from mlx_depth.processor import Reference
 from mlx_depth.registry import ModelSpec
 from mlx_depth.runtime.forward import resolve_dtype

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import threading
 from dataclasses import dataclass
@@ -53,6 +55,20 @@ class LoadedImage(NamedTuple):
 
     pixels: npt.NDArray[np.uint8]
     info: ImageInfo
+
+
+def with_focal_length(image: LoadedImage, focal_length_px: float) -> LoadedImage:
+    """The image with a focal length that is known from elsewhere.
+
+    Args:
+        image: As ``load_image`` gives it.
+        focal_length_px: In pixels of the image, above 0.
+    Raises:
+        OptionError: If that is no such number.
+    """
+    if isinstance(focal_length_px, bool) or not (math.isfinite(focal_length_px) and focal_length_px > 0):
+        raise OptionError(f"focal_length_px is {focal_length_px!r:.40}: give a number of pixels above 0.")
+    return image._replace(info=dataclasses.replace(image.info, focal_length_px=float(focal_length_px)))
 
 
 def load_image(

@@ -20,7 +20,7 @@ from mlx_depth.io.ours import named_files, read_sidecar
 from mlx_depth.jobs.naming import Job, Outcome, find_images, into_one_file, output_place
 from mlx_depth.jobs.resume import bytes_of, image_path, photo_facts, unfinished
 from mlx_depth.jobs.settings import Settings
-from mlx_depth.predictor import DepthModel, predict_stream
+from mlx_depth.model import DepthModel, predict_stream
 from mlx_depth.result import DepthResult
 from mlx_depth.version import __version__
 

@@ -48,6 +48,8 @@ class DepthOutputs(NamedTuple):
     """``(B, h, w, 6)``, direction and origin in world axes."""
     ray_confidence: mx.array | None = None
     """``(B, h, w)``, larger = surer."""
+    metric_depth: mx.array | None = None
+    """``(B, H, W)``, of a second network that knows metres, for a camera whose focal length it names."""
     scale: mx.array | None = None
     """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
     gaussians: Mapping[str, mx.array] | None = None
@@ -267,6 +269,7 @@ class Family:
     postprocess: Callable[[Any, DepthOutputs, Processor, Photo], PhotoOutputs] = (  # the config comes first
         lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
     )
+    with_cameras: Callable[[Any, DepthOutputs], DepthOutputs] = lambda config, outputs: outputs  # what hangs on cameras
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data

@@ -24,7 +24,7 @@ from mlx_depth.io.image import LoadedImage
 from mlx_depth.jobs.folder import predict_files
 from mlx_depth.jobs.naming import find_images
 from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
-from mlx_depth.predictor import DepthModel
+from mlx_depth.model import DepthModel
 from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthResult
 from mlx_depth.weights.safetensors_io import dtype_name

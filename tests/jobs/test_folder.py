@@ -19,7 +19,7 @@ from mlx_depth.io.ours import results_in
 from mlx_depth.jobs.folder import Outcome, plan, predict_files
 from mlx_depth.jobs.naming import find_images
 from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
-from mlx_depth.predictor import DepthModel
+from mlx_depth.model import DepthModel
 from mlx_depth.result import DepthResult
 
 RESUME, OVERWRITE = {"resume": True}, {"overwrite": True}

@@ -12,7 +12,7 @@ import pytest
 from support import seeded
 
 import mlx_depth
-from mlx_depth.predictor import DepthModel
+from mlx_depth.model import DepthModel
 from mlx_depth.runtime.process import computing
 
 THREADS, PREDICTIONS = 4, 20

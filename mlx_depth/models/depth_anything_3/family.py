@@ -9,7 +9,8 @@ import mlx.nn as nn
 from mlx_depth.errors import CheckpointError, ImageError, OptionError
 from mlx_depth.heads.dpt import RESAMPLINGS
 from mlx_depth.models.base import DepthOutputs, Family, Photo, PhotoOutputs, Stage, to_photo
-from mlx_depth.models.depth_anything_3.metric import fill_sky, metres
+from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
+from mlx_depth.models.depth_anything_3.metric import fill_sky, in_metres, metres
 from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3,
     DepthAnything3Config,
@@ -44,8 +45,26 @@ def _no_processor(_: Any) -> Processor:
 
 def _one_view(_: Any, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
     """A view alone: its rays and its scale belong to a scene."""
-    alone = outputs._replace(rays=None, ray_confidence=None, scale=None, sky=_share(outputs.sky))
-    return to_photo(alone, processor, photo)
+    of_scenes: dict[str, Any] = dict.fromkeys(("rays", "ray_confidence", "metric_depth", "scale", "gaussians"))
+    return to_photo(outputs._replace(**of_scenes, sky=_share(outputs.sky)), processor, photo)
+
+
+def _any_view_with_cameras(_: Any, outputs: DepthOutputs) -> DepthOutputs:
+    """Gaussians stand where the cameras do."""
+    read, extrinsics, intrinsics = outputs.gaussians, outputs.extrinsics, outputs.intrinsics
+    if read is None or extrinsics is None or intrinsics is None:
+        return outputs
+    made = world_gaussians(outputs.depth, read["raw"], read["raw_confidence"], extrinsics, intrinsics)
+    return outputs._replace(gaussians={**read, **made})
+
+
+def _nested_with_cameras(config: Any, outputs: DepthOutputs) -> DepthOutputs:
+    """The metric network's depth goes with the focal length, and with it the length of a metre."""
+    assert outputs.metric_depth is not None  # that network gives them
+    assert outputs.scale is not None
+    assert outputs.sky is not None
+    own = outputs._replace(depth=outputs.depth / outputs.scale[:, None, None, None])
+    return in_metres(_any_view_with_cameras(config, own), outputs.metric_depth, outputs.sky)
 
 
 def _mono(config: DepthAnything3MonoConfig, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
@@ -125,6 +144,7 @@ ANY_VIEW = Family(
     follow=_follow,
     published_name=published_name,
     postprocess=_one_view,
+    with_cameras=_any_view_with_cameras,
     quantizable=_quantizable,
     stages=_any_view_stages,
 )
@@ -143,6 +163,7 @@ NESTED = replace(
     config_type=DepthAnything3NestedConfig,
     network=DepthAnything3Nested,
     dialects=NESTED_DIALECTS,
+    with_cameras=_nested_with_cameras,
     no_depth="it shows nothing but sky, so the length of a metre is unknown: give a photo with ground",
     stages=_nested_stages,
 )

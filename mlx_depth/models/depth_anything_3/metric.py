@@ -49,7 +49,7 @@ def in_metres(outputs: DepthOutputs, metric_depth: mx.array, sky: mx.array) -> D
         metric_depth: Of the metric network, ``(B, V, H, W)``.
         sky: Of the metric network, ``(B, V, H, W)``.
     Returns:
-        ``outputs`` in metres, with sky and scale.
+        ``outputs`` in metres, with sky, scale and ``metric_depth``.
     """
     depth, confidence = outputs.depth, _given(outputs.confidence)
     intrinsics, extrinsics = _given(outputs.intrinsics), _given(outputs.extrinsics)
@@ -67,6 +67,7 @@ def in_metres(outputs: DepthOutputs, metric_depth: mx.array, sky: mx.array) -> D
         confidence=mx.where(ground, confidence, 1.0),
         extrinsics=mx.concatenate([extrinsics[..., :3], moved], axis=-1),
         sky=sky,
+        metric_depth=metric_depth,
         scale=scale,
     )
 

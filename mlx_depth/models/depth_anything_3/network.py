@@ -257,8 +257,8 @@ class DepthAnything3Nested(DepthNetwork):
 
         Returns:
             As ``DepthAnything3``, ``depth`` and the translations of ``extrinsics`` in metres, sky at the distance of
-            the farthest ground; rays and Gaussians keep the unit of the first network. ``scale`` ``(B,)`` is the factor that made them so; all are NaN where a scene is
-            nothing but sky.
+            the farthest ground; rays and Gaussians keep the unit of the first network. ``scale`` ``(B,)`` is the factor
+            that made metres; it and all that it touched is NaN where a scene is nothing but sky.
         """
         self.check(pixel_values.shape)
         outputs = self.any_view(

@@ -1,0 +1,362 @@
+"""A model in memory: from images to results, walking the whole line once."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx.utils import tree_map
+
+from mlx_depth.errors import ImageError, OptionError
+from mlx_depth.io.find import are_many, find_photos
+from mlx_depth.io.image import ImageSource, LoadedImage, load_image, with_focal_length
+from mlx_depth.models.base import DepthNetwork, DepthOutputs, Family, Photo, PhotoOutputs
+from mlx_depth.models.families import FAMILIES
+from mlx_depth.multiview import Facts, PoseFrom, needed, prepare_views, scene_of, with_ray_cameras
+from mlx_depth.processor import InputSize, Processor
+from mlx_depth.registry import ModelSpec
+from mlx_depth.result import Camera, DepthResult
+from mlx_depth.runtime.forward import (
+    Forward,
+    cores_for,
+    evaluate,
+    forward_of,
+    warn_slow,
+    working_bytes,
+)
+from mlx_depth.runtime.process import check_fork, computing
+from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, Size, stream
+from mlx_depth.scene import SceneResult
+from mlx_depth.weights.safetensors_io import dtype_name
+
+Color = tuple[int, int, int]
+PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DepthModel:
+    """A model in memory, ready to predict.
+
+    Attributes:
+        spec: Name, sizes, license and kind of depth.
+        network: Normalized ``pixel_values`` (B, H, W, 3) → ``DepthOutputs`` with ``depth`` (B, H, W). Change its
+            parameters before the first prediction: a GPU runs a compiled graph that keeps them.
+        processor: How photos become ``pixel_values``, and depth maps photo-sized again.
+        dtype: Number format that the network computes in.
+        revision: Commit of the Hub repository; None for local weights.
+    """
+
+    spec: ModelSpec
+    network: DepthNetwork
+    processor: Processor
+    dtype: mx.Dtype
+    revision: str | None = None
+
+    def __repr__(self) -> str:
+        return f"DepthModel({self.spec.name!r}, {self.spec.depth_kind.description}, {dtype_name(self.dtype)})"
+
+    def __reduce__(self) -> NoReturn:
+        raise OptionError(
+            "a model is not copied or sent to another process: load it there by its name or folder, "
+            "mlx_depth.load(…); threads may share one."
+        )
+
+    @property
+    def family(self) -> Family:
+        """What the model's family says of it."""
+        return FAMILIES[self.spec.family]
+
+    def predict(
+        self,
+        image: ImageSource,
+        *,
+        input_size: InputSize | None = None,
+        background: Color | None = None,
+        focal_length_px: float | None = None,
+    ) -> DepthResult:
+        """Predict the depth of one image.
+
+        Args:
+            image: Path, URL, bytes, binary file, PIL image, numpy or MLX array; see ``load_image``.
+            input_size: Short side in network pixels, or an exact ``(height, width)`` in multiples of 14; None: the
+                model's own. Larger shows finer detail, slower.
+            background: RGB, 0..255, under transparent pixels; None: white.
+            focal_length_px: Focal length in pixels of the photo, for models whose metres need it; None: from EXIF.
+        Returns:
+            Depth at the original size, float32, with its kind and unit.
+        Raises:
+            ImageError: If the image cannot be read.
+            OptionError: If the input size cannot work.
+        """
+        outcome = self._predict_group([_reader(background, focal_length_px)(image)], input_size)[0]
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome
+
+    def predict_batch(
+        self,
+        images: str | Path | Iterable[ImageSource],
+        *,
+        batch_size: int = 4,
+        input_size: InputSize | None = None,
+        background: Color | None = None,
+        focal_length_px: float | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[DepthResult]:
+        """Predict many images of any mix of sizes; decoding runs ahead of the network.
+
+        Images of equal network size share a batch. Memory stays bounded: no more than ``4 * batch_size`` images wait,
+        and while it predicts MLX holds little beyond what the network needs at once: see ``runtime.forward.evaluate``.
+
+        Args:
+            images: A list or any iterator of what ``predict`` takes; or a folder or a pattern such as
+                ``"photos/*.jpg"``, whose images come by name.
+            batch_size: Images that the network sees at once.
+            input_size: As for ``predict``.
+            background: As for ``predict``.
+            focal_length_px: As for ``predict``, of every photo.
+            on_error: Called with each unreadable image and its error, which is then left out; None: raise the error
+                once the results before it are out.
+        Yields:
+            One result an image, in the order given.
+        Raises:
+            ImageError: If an image cannot be read and there is no ``on_error``.
+            OptionError: If the batch size or the input size cannot work.
+        """
+        if isinstance(images, (str, Path)) and are_many(images):
+            images = find_photos(images)
+        if isinstance(images, (str, bytes, bytearray, memoryview, Path, LoadedImage)):
+            raise OptionError("predict_batch takes a list or iterator of images, and this is one: use predict.")
+        if not isinstance(images, Iterable):
+            raise OptionError(f"predict_batch takes a list or iterator of images, not {type(images).__name__}.")
+        self.check_input_size(input_size)
+        return predict_stream(
+            lambda: self,
+            images,
+            batch_size=batch_size,
+            input_size=input_size,
+            background=background,
+            focal_length_px=focal_length_px,
+            on_error=on_error,
+        )
+
+    def predict_views(
+        self,
+        images: str | Path | Iterable[ImageSource],
+        *,
+        extrinsics: npt.ArrayLike | None = None,
+        intrinsics: npt.ArrayLike | None = None,
+        pose_from: PoseFrom = "camera",
+        reference_view: str = "saddle_balanced",
+        input_size: InputSize | None = None,
+        gaussians: bool = False,
+        background: Color | None = None,
+    ) -> SceneResult:
+        """Predict several photos of one scene together: their depth and cameras in one world.
+
+        Args:
+            images: The photos, as for ``predict_batch``; of photos of other shapes the network sees the middle.
+            extrinsics: Known cameras, ``(V, 3, 4)`` or ``(V, 4, 4)``, world → camera, OpenCV axes; None: estimated.
+                The scene is then in their world and unit.
+            intrinsics: Theirs, ``(V, 3, 3)``, in pixels of the photos.
+            pose_from: Estimate cameras from the network's ``"camera"`` tokens, or from its ``"rays"``, slower.
+            reference_view: The view to which the others are seen, of 3 or more without known cameras:
+                ``"saddle_balanced"``, ``"saddle_sim_range"``, ``"middle"`` or ``"first"``.
+            input_size: Long side in network pixels (504), or an exact ``(height, width)`` in multiples of 14.
+            gaussians: Make 3D Gaussians, too, which the giant models can.
+            background: As for ``predict``.
+        Returns:
+            The scene, at the size that the network saw; its ``views`` hold each photo's depth and camera at its own.
+        Raises:
+            ImageError: If an image cannot be read, or the scene is nothing but sky and its metres are asked for.
+            OptionError: If the model takes one view alone, or an option cannot work.
+        """
+        if self.network.takes != "views":
+            raise OptionError(
+                f"{self.spec.name} takes one view: use predict, or a model for several, such as depth-anything-3-small."
+            )
+        if pose_from not in get_args(PoseFrom):
+            raise OptionError(f"no pose_from {pose_from!r}: choose one of {', '.join(get_args(PoseFrom))}.")
+        self.check_input_size(input_size)
+        found = find_photos(images) if isinstance(images, (str, Path)) else images
+        loaded = [_reader(background, None)(image) for image in found]
+        return self._predict_scene(
+            loaded,
+            extrinsics,
+            intrinsics,
+            pose_from,
+            input_size,
+            {"reference_view": reference_view, "gaussians": gaussians},
+        )
+
+    @computing
+    def _predict_scene(
+        self,
+        images: Sequence[LoadedImage],
+        extrinsics: npt.ArrayLike | None,
+        intrinsics: npt.ArrayLike | None,
+        pose_from: PoseFrom,
+        input_size: InputSize | None,
+        options: dict[str, Any],
+    ) -> SceneResult:
+        warn_slow()
+        views = prepare_views(
+            images, self.processor, input_size=input_size, extrinsics=extrinsics, intrinsics=intrinsics
+        )
+        key = tuple(options.values())
+        if key not in self._forwards:
+            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        limit = working_bytes(self.network, views.pixel_values.shape, self.dtype)
+        with cores_for(views.size):
+            outputs = self._forwards[key](views.pixel_values, views.conditions())
+            evaluate(needed(outputs, pose_from), limit)
+            if pose_from == "rays":
+                outputs = with_ray_cameras(outputs, views.size, self.spec.config, self.family)
+            model = Facts(self.family, self.spec.config, self.processor, self._facts())
+            return scene_of(outputs, views, model, lambda arrays: evaluate(arrays, limit))
+
+    def infer(self, pixel_values: mx.array) -> DepthOutputs:
+        """Run the network alone, as fast as ``predict`` does.
+
+        Args:
+            pixel_values: Normalized RGB, ``(B, H, W, 3)``, any float type; H and W are multiples of the patch size.
+        Returns:
+            What the network computes, evaluated: ``depth`` ``(B, H, W)``, float32, in the kind and unit of the model,
+            and what else it has.
+        Raises:
+            OptionError: If the shape does not fit.
+        """
+        if not isinstance(pixel_values, mx.array):
+            raise OptionError(f"infer takes an mx.array, not {type(pixel_values).__name__}: wrap it in mx.array(…).")
+        check_fork()
+        mx.eval(pixel_values)  # in the thread that built it
+        return self._infer(pixel_values)
+
+    @computing
+    def _infer(self, pixel_values: mx.array) -> DepthOutputs:
+        with cores_for(pixel_values.shape[-3:-1]):
+            outputs = self._forward(pixel_values)
+            evaluate(outputs.present(), working_bytes(self.network, pixel_values.shape, self.dtype))
+        return outputs
+
+    @functools.cached_property
+    def _forward(self) -> Forward:
+        return forward_of(self.network, self.dtype)
+
+    @functools.cached_property
+    def _forwards(self) -> dict[tuple[Any, ...], Forward]:
+        """Those with options of the network, by the options' values."""
+        return {}
+
+    def check_input_size(self, input_size: InputSize | None) -> None:
+        """Raise OptionError if an input size cannot work, so that no image is blamed for it."""
+        side = self.processor.input_size if input_size is None else input_size
+        self.processor.network_size(side if isinstance(side, tuple) else (side, side), input_size)
+
+    def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> Size | ImageError:
+        try:
+            return self.processor.network_size(image.info.size, input_size)
+        except OptionError as error:
+            return ImageError(f"{image.info.source}: {error}")
+
+    @computing
+    def _predict_group(
+        self, images: Sequence[LoadedImage], input_size: InputSize | None
+    ) -> list[DepthResult | ImageError]:
+        """Images of one network size, one batch."""
+        warn_slow()
+        size = self.processor.network_size(images[0].info.size, input_size)
+        photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
+        with cores_for(size):
+            pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
+            if self.network.takes == "views":
+                outputs = self._forward(pixel_values[:, None]).first_view()  # scenes of one view
+            else:
+                outputs = self._forward(pixel_values)
+            grown = [self._grown(outputs, index, image, size) for index, image in enumerate(images)]
+            arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
+            evaluate(arrays, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
+        return [
+            each if isinstance(each, ImageError) else self._result(image, each, size)
+            for image, each in zip(images, grown, strict=True)
+        ]
+
+    def _grown(self, outputs: DepthOutputs, index: int, image: LoadedImage, size: Size) -> PhotoOutputs | ImageError:
+        """One image's outputs at the photo's size, as its family has it."""
+        info = image.info
+        one = DepthOutputs(**tree_map(lambda array: array[index : index + 1], outputs.present()))
+        try:
+            return self.family.postprocess(
+                self.spec.config, one, self.processor, Photo(info.size, size, info.focal_length_px)
+            )
+        except ImageError as error:
+            return ImageError(f"{info.source}: {error}")
+
+    def _result(self, image: LoadedImage, outputs: PhotoOutputs, size: Size) -> DepthResult | ImageError:
+        arrays: dict[str, Any] = {name: np.array(array) for name, array in outputs.present().items()}
+        if not np.isfinite(arrays["depth"]).any():
+            return ImageError(f"{image.info.source} has no depth: {self.family.no_depth}.")
+        extrinsics = arrays.pop("extrinsics", None)
+        intrinsics = arrays.pop("intrinsics", None)
+        return DepthResult(
+            **arrays,
+            kind=self.spec.depth_kind,
+            camera=None if intrinsics is None else Camera(intrinsics, extrinsics),
+            image_size=image.info.size,
+            input_size=size,
+            image=image.pixels,
+            focal_length_px=image.info.focal_length_px,
+            max_depth=self.spec.config.max_depth,
+            source=image.info.source,
+            **self._facts(),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What every result says of the model."""
+        return {
+            "model": self.spec.name,
+            "revision": self.revision,
+            "dtype": dtype_name(self.dtype),
+            "license": self.spec.license,
+        }
+
+
+def predict_stream(
+    open_model: Callable[[], DepthModel],
+    images: Iterable[ImageSource],
+    *,
+    batch_size: int,
+    input_size: InputSize | None,
+    background: Color | None,
+    focal_length_px: float | None = None,
+    on_error: OnError | None,
+) -> Iterator[DepthResult]:
+    """``DepthModel.predict_batch`` with a model that is opened once the first image is readable.
+
+    Args:
+        open_model: Gives the model; not called where there is nothing to predict.
+        images: As for ``predict_batch``, like the options.
+    Yields:
+        As ``predict_batch``.
+    Raises:
+        OptionError: If the batch size cannot work.
+    """
+    if type(batch_size) is not int or batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size!r:.40}: give 1 or more.")
+    model = functools.cache(open_model)
+    batches: Batches[DepthResult] = Batches(
+        lambda image: model()._size_or_error(image, input_size),
+        lambda group: model()._predict_group(group, input_size),
+        batch_size,
+    )
+    ahead = max(batch_size, DECODING_THREADS)
+    return stream(batches, images, read=_reader(background, focal_length_px), ahead=ahead, on_error=on_error)
+
+
+def _reader(background: Color | None, focal_length_px: float | None) -> Callable[[ImageSource], LoadedImage]:
+    read = load_image if background is None else functools.partial(load_image, background=background)
+    return read if focal_length_px is None else lambda image: with_focal_length(read(image), focal_length_px)
