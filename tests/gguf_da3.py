@@ -123,9 +123,7 @@ def save_metric_half(network: Any, path: Path, checkpoint_name: str, **options: 
     return _write(path, facts, tensors, **options)
 
 
-def save_nested(
-    network: Any, folder: Path, *, start: str = "mine", rays: bool = False
-) -> tuple[Path, Path]:
+def save_nested(network: Any, folder: Path, *, start: str = "mine", rays: bool = False) -> tuple[Path, Path]:
     """A ``NestedDepthAnything3Net`` as its two files."""
     name = "DA3NESTED-GIANT-LARGE"
     return (

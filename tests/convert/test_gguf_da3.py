@@ -360,7 +360,7 @@ def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
 
 def test_starts_that_differ(tmp_path: Path) -> None:
     path = gguf_da3.save_any_view(tiny(ANY_VIEW), tmp_path / "mine.gguf", changed={"vit.rope_start": 3})
-    with pytest.raises(CheckpointError, match=r"qknorm_start of the GGUF file differ \(\[2, 3, 2\]\)"):
+    with pytest.raises(CheckpointError, match=r"alt_, rope_ and qknorm_start differ \(\[2, 3, 2\]\)"):
         opened(path)
 
 

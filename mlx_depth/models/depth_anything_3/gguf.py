@@ -91,7 +91,7 @@ def _read_any_view(evidence: Evidence) -> Reading:
         )
     starts = [facts[f"vit.{name}_start"] for name in ("alt", "rope", "qknorm")]
     if starts != [starts[0]] * 3:
-        raise CheckpointError(f"alt_start, rope_start and qknorm_start of the GGUF file differ ({starts}): export it again.")
+        raise CheckpointError(f"the GGUF file's alt_, rope_ and qknorm_start differ ({starts}): export it again.")
     backbone = AnyViewConfig(**backbone_facts(facts, "vit"), norm_eps=NORM_EPS, alt_start=facts["vit.alt_start"])
     whole = DepthAnything3Config(backbone, DualDPTConfig(in_dim=2 * backbone.embed_dim, **head), gaussians=gaussians)
     part = replace(whole, head=replace(whole.head, rays=rays), camera_encoder=False)
