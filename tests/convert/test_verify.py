@@ -78,7 +78,7 @@ def test_transformers_sees_the_weights_of_a_converted_folder(hub: Path, tmp_path
 def test_a_drift_is_found_in_transformers_order(hub: Path) -> None:
     checkpoint = read_checkpoint(hub)
     broken = changed(checkpoint, "backbone.blocks.2.mlp.fc1.weight", 1.01)
-    report = compare(broken, checkpoint, model="a", against="b", with_transformers=True, input_size=SIZE)
+    report = compare(broken, checkpoint, model="a", against="b", in_package=True, input_size=SIZE)
     assert (report.first_drift, report.first_module) == ("layer 2", "backbone.blocks.2.mlp.fc1")
 
 
