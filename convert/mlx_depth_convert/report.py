@@ -9,7 +9,7 @@ from mlx_depth_convert.difference import Difference, Gate
 
 FINAL = "depth"
 MLX = "mlx"
-FEW_NUMBERS = ("extrinsics", "intrinsics", "scale")  # outputs of which correlation tells nothing
+FEW_NUMBERS = ("camera", "extrinsics", "intrinsics", "scale")  # of which correlation tells little
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class StageError(Difference):
         """Whether the stage is within the gate.
 
         A factor is judged on the final depth alone. Cameras and the scale, which are few numbers, are judged by their
-        largest error: where the gate sets no limit to it, by that for the factor.
+        largest error: where the gate sets no limit to it, by the error that brings the correlation of many down to its.
         """
         judged = gate if self.stage == FINAL else dataclasses.replace(gate, factor=None)
         if self.stage in FEW_NUMBERS:
-            judged = Gate(gate.relative if gate.relative is not None else gate.factor, -math.inf)
+            allowed = math.sqrt(2 * (1 - gate.correlation)) if gate.relative is None else gate.relative
+            judged = Gate(allowed, -math.inf)
         return not judged.faults(self)
 
 

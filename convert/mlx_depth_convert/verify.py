@@ -27,6 +27,7 @@ from mlx_depth_convert.references.base import Reference
 from mlx_depth_convert.report import FINAL, MLX, DepthError, Report, StageError
 
 Arrays = dict[str, np.ndarray]
+QUATERNIONS = "gaussians rotations"
 
 # float32: the same numbers in another order. 8 bits: what the depth of depth-anything.cpp's q8_0 reaches. 6 and 4 bits
 # are extrapolated: each two bits less make the step 4 times as large, and with it 1 − correlation 16 times.
@@ -251,6 +252,8 @@ def _compared(stage: str, ours: Arrays, reference: Arrays, image: str) -> StageE
     a, b = ours[stage], reference[stage]
     if a.size == b.size and a.shape[-1:] == b.shape[-1:]:
         b = b.reshape(a.shape)  # one batch of all views there, views of a batch here
+    if stage == QUATERNIONS:
+        b = np.where((a * b).sum(axis=-1, keepdims=True) < 0, -b, b)  # both are the same rotation
     count = min(len(a), len(b))
     return stage_error(stage, a[:count], b[:count], image)
 
