@@ -30,6 +30,7 @@ from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
 from mlx_depth.scene import Gaussians, SceneResult
+from mlx_depth.sequence import merge_scenes
 from mlx_depth.version import __version__
 from mlx_depth.weights.quantization import Quantization
 
@@ -58,5 +59,6 @@ __all__ = [
     "list_models",
     "load",
     "load_image",
+    "merge_scenes",
     "predict",
 ]

@@ -63,6 +63,7 @@ def prepare_views(
     input_size: InputSize | None,
     extrinsics: npt.ArrayLike | None,
     intrinsics: npt.ArrayLike | None,
+    size: Size | None = None,
 ) -> Views:
     """Resize photos to a common size, and bring given cameras to it.
 
@@ -70,13 +71,14 @@ def prepare_views(
         images: The photos, of any sizes: those of other shapes are cropped to the smallest height and width.
         processor: Of the model.
         input_size: As for ``DepthModel.predict_views``, like the cameras.
+        size: The common size, in network pixels; None: of the smallest height and width.
     Raises:
-        OptionError: If there is no photo, or the cameras do not fit them.
+        OptionError: If there is no photo, one is smaller than ``size``, or the cameras do not fit them.
     """
     if not images:
         raise OptionError("a scene has at least one photo: give some.")
     sizes = tuple(processor.network_size(image.info.size, input_size) for image in images)
-    pixel_values, offsets = unify([processor(image.pixels, input_size=input_size) for image in images])
+    pixel_values, offsets = unify([processor(image.pixels, input_size=input_size) for image in images], size)
     views = Views(tuple(images), pixel_values, sizes, offsets)
     if extrinsics is None and intrinsics is None:
         return views

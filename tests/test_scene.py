@@ -245,7 +245,7 @@ def test_a_file_without_points_is_an_error(write, changes, rules, message, tmp_p
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("scene.obj", {}, "no format has the suffix '.obj' of 'scene.obj': choose one of .glb .npz .ply."),
+        ("scene.obj", {}, "no format has the suffix '.obj' of 'scene.obj': choose one of .glb .html .npz .ply."),
         ("scene", {}, "no format has the suffix '' of 'scene'"),
         ("scene.ply", {"format": "glb"}, "glb does not go into 'scene.ply': give a name that ends with .glb."),
         ("scene.ply", {"format": "gaussian"}, "no format 'gaussian': did you mean 'gaussians'? Choose one of ply, gau"),
