@@ -96,14 +96,14 @@ def intrinsics_of(
     if intrinsics is not None:
         return np.asarray(intrinsics, np.float64), "given"
     if focal_length_px is not None:
-        return _centered(focal_length_px, result.image_size), "given"
+        return centered(focal_length_px, result.image_size), "given"
     if fov is not None:
-        return _centered(focal_of_fov(fov, result.image_size), result.image_size), "given"
+        return centered(focal_of_fov(fov, result.image_size), result.image_size), "given"
     if result.camera is not None:
         return result.camera.intrinsics.astype(np.float64), "model"
     if result.focal_length_px is not None:
-        return _centered(result.focal_length_px, result.image_size), "exif"
-    return _centered(focal_of_fov(FOV, result.image_size), result.image_size), "assumed"
+        return centered(result.focal_length_px, result.image_size), "exif"
+    return centered(focal_of_fov(FOV, result.image_size), result.image_size), "assumed"
 
 
 def focal_of_fov(fov: float, size: tuple[int, int]) -> float:
@@ -117,7 +117,12 @@ def focal_of_fov(fov: float, size: tuple[int, int]) -> float:
     return size[1] / 2 / math.tan(math.radians(fov) / 2)
 
 
-def _centered(focal_length_px: float, size: tuple[int, int]) -> npt.NDArray[np.float64]:
+def centered(focal_length_px: float, size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Intrinsics ``(3, 3)`` of a focal length in pixels, the principal point in the middle of ``(height, width)``.
+
+    Raises:
+        OptionError: If that is no focal length.
+    """
     if not (math.isfinite(focal_length_px) and focal_length_px > 0):
         raise OptionError(
             f"focal_length_px {focal_length_px} is not a finite number above 0: give pixels of the photo."
