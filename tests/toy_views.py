@@ -35,6 +35,7 @@ class Known(DepthNetwork):
     """Gives what was rendered, moved by another similarity at each call."""
 
     takes = "views"
+    conditions = ("extrinsics", "intrinsics")
     multiple_of = 8
 
     def __init__(self, truth: scenes.Rendered, *, same: bool = True):
@@ -48,7 +49,15 @@ class Known(DepthNetwork):
     def moves(self) -> list[Similarity]:
         return self._moves
 
-    def __call__(self, pixel_values: mx.array, *, reference_view: str, gaussians: bool) -> DepthOutputs:
+    def __call__(
+        self,
+        pixel_values: mx.array,
+        extrinsics: mx.array | None = None,
+        intrinsics: mx.array | None = None,
+        *,
+        reference_view: str,
+        gaussians: bool,
+    ) -> DepthOutputs:
         views = [number_of(np.array(view)) for view in pixel_values[0]]
         move = similarity(self._random)
         self._moves.append(move)

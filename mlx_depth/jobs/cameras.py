@@ -1,6 +1,7 @@
 """Cameras of a scene as JSON, and known cameras from JSON, NPZ or COLMAP."""
 
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def read_cameras(path: Path, names: Sequence[str]) -> KnownCameras:
             cameras = _of_json(json.loads(path.read_text(encoding="utf-8")))
     except OptionError as error:
         raise OptionError(f"{printable(path)}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise OptionError(
             f"{printable(path)} holds no cameras ({printable(error)}): give the JSON that mlx-depth scene writes, an "
             "NPZ of extrinsics and intrinsics, or the folder of a COLMAP model."
@@ -115,6 +116,8 @@ class _Camera:
 
 def _of_json(content: Any) -> list[_Camera]:
     entries = content["cameras"] if isinstance(content, Mapping) else content
+    if not (isinstance(entries, list) and all(isinstance(entry, Mapping) for entry in entries)):
+        raise ValueError("no list of objects")
     return [
         _Camera(
             entry.get("name"),
