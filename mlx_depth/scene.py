@@ -43,7 +43,8 @@ class Gaussians:
 
     Attributes:
         means: ``(N, 3)``, float32, world coordinates.
-        scales: ``(N, 3)``, float32, standard deviations along the own axes, in the unit of the means.
+        scales: ``(N, 3)``, float32, standard deviations along the own axes, in the unit of the means. A network may
+            give some that are not above 0: those Gaussians have no size, and files leave them out.
         rotations: ``(N, 4)``, float32, quaternions w, x, y, z.
         harmonics: ``(N, 3, D)``, float32, spherical harmonics of red, green, blue; D = (degree + 1)².
         opacities: ``(N,)``, float32, 0..1.
@@ -68,10 +69,8 @@ class Gaussians:
         for name in (*shapes, "harmonics"):
             if not np.isfinite(getattr(self, name)).all():
                 raise OptionError(f"gaussians.{name} holds numbers that are not finite: leave those Gaussians out.")
-        if (self.scales < 0).any() or (self.opacities < 0).any() or (self.opacities > 1).any():
-            raise OptionError(
-                "gaussians.scales is below 0, or opacities not within 0..1: give them without log or logit."
-            )
+        if (self.opacities < 0).any() or (self.opacities > 1).any():
+            raise OptionError("gaussians.opacities is not within 0..1: give it without a logit.")
 
     def __len__(self) -> int:
         return len(self.opacities)
@@ -372,8 +371,10 @@ class SceneResult:
         if self.gaussians is None:
             raise OptionError("this scene has no Gaussians, which its model does not compute: write points instead.")
         kept = self.gaussians
+        sized = (kept.scales > 0).all(axis=1)
         if border != 0 or depth_quantile != 1:
-            kept = kept.chosen(self._central(border, depth_quantile))
+            sized &= self._central(border, depth_quantile)
+        kept = kept.chosen(sized)
         if len(kept) == 0:
             raise SaveError("no Gaussian is left to write: lower border or raise depth_quantile.")
         path = Path(target).expanduser()

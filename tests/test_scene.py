@@ -118,8 +118,8 @@ def test_rotations_in_half_precision_would_be_off():
         ({"harmonics": np.zeros((5, 27), np.float32)}, "gaussians.harmonics has shape (5, 27): give (N, 3, D)"),
         ({"harmonics": np.zeros((5, 4, 9), np.float32)}, "gaussians.harmonics has shape (5, 4, 9), the scene asks for"),
         ({"means": np.full((5, 3), np.nan, np.float32)}, "gaussians.means holds numbers that are not finite"),
-        ({"scales": np.full((5, 3), -1, np.float32)}, "gaussians.scales is below 0, or opacities not within 0..1"),
-        ({"opacities": np.full(5, 1.5, np.float32)}, "give them without log or logit."),
+        ({"opacities": np.full(5, -0.5, np.float32)}, "gaussians.opacities is not within 0..1"),
+        ({"opacities": np.full(5, 1.5, np.float32)}, "give it without a logit"),
     ],
 )
 def test_gaussians_are_checked(changes, message):
