@@ -29,6 +29,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
+HEAVY += ["mlx_depth.linux_cpu.kernel_cache"]  # what builds libraries, for Linux CPUs alone
 
 
 def part(path: Path) -> str:

@@ -1,9 +1,8 @@
 """The file formats of a result: their names, suffixes and endings, and which one a file name asks for."""
 
-import difflib
 from pathlib import Path
 
-from mlx_depth.errors import OptionError, printable
+from mlx_depth.errors import OptionError, printable, similar
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
@@ -89,6 +88,6 @@ def format_of_stream(name: object, format: str | None) -> tuple[str, str]:
 
 def _check_name(format: str) -> None:
     if format not in FORMATS:
-        close = difflib.get_close_matches(format, FORMATS, n=1)
+        close = similar(format, FORMATS)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise OptionError(f"no format {format!r}: {hint}Choose one of {', '.join(FORMATS)}.")
