@@ -371,7 +371,7 @@ class SceneResult:
         if self.gaussians is None:
             raise OptionError("this scene has no Gaussians, which its model does not compute: write points instead.")
         kept = self.gaussians
-        sized = (kept.scales > 0).all(axis=1)
+        sized = np.min(kept.scales, axis=1) > 0
         if border != 0 or depth_quantile != 1:
             sized &= self._central(border, depth_quantile)
         kept = kept.chosen(sized)

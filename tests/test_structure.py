@@ -30,18 +30,8 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HEAVY = [
-    "torch",
-    "transformers",
-    "coremltools",
-    "huggingface_hub",
-    "matplotlib",
-    "tqdm",
-    "cv2",
-    "gguf",
-    "trimesh",
-    "pycolmap",
-]
+HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
+HEAVY += ["trimesh", "pycolmap", "mlx_depth.linux_cpu.kernel_cache"]  # the last builds libraries, for Linux CPUs alone
 
 
 def part(path: Path) -> str:
