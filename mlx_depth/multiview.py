@@ -192,8 +192,6 @@ def _gaussians(outputs: DepthOutputs, views: Views) -> Gaussians | None:
         factor *= _gaussian_scale(np.array(outputs.extrinsics[0], np.float64), views.extrinsics)
     for name in ("means", "scales"):
         properties[name] = (properties[name] * factor).astype(np.float32)
-    # A depth that its offset takes behind the camera turns the sign, which a covariance does not have.
-    properties["scales"] = np.abs(properties["scales"])
     return Gaussians(**properties)
 
 
