@@ -64,10 +64,11 @@ class Known(DepthNetwork):
         H, W = pixel_values.shape[2:4]
         top, left = (SIZE[0] - H) // 2, (SIZE[1] - W) // 2
         truth, shift = self._truth, np.array([[0, 0, left], [0, 0, top], [0, 0, 0]])
-        depth = move.scale * truth.depth[views][:, top : top + H, left : left + W]
+        sky = truth.sky[views] * (self._random.uniform(0.5, 2) - 1)  # there each call gives any depth
+        depth = (move.scale * truth.depth[views] * (1 + sky))[:, top : top + H, left : left + W]
         if not self._same:
             depth = depth * self._random.uniform(0.3, 3, depth.shape)
-        maps = {"confidence": truth.confidence, "sky": truth.sky}
+        maps = {"confidence": truth.confidence + 20 * truth.sky, "sky": truth.sky}  # and is sure of it
         cut = {name: mx.array(x[views][:, top : top + H, left : left + W])[None] for name, x in maps.items()}
         return DepthOutputs(
             depth=mx.array(depth.astype(np.float32))[None],

@@ -1,7 +1,6 @@
 """A picture as notebooks show it."""
 
 import base64
-import html
 import io
 
 import numpy as np
@@ -17,6 +16,8 @@ def figure(picture: npt.NDArray[np.uint8], caption: str) -> str:
         picture: RGB, ``(H, W, 3)``.
         caption: Plain text.
     """
+    import html
+
     from PIL import Image
 
     image = Image.fromarray(picture)

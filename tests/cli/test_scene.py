@@ -15,6 +15,7 @@ from mlx_depth.cli import scene as verb
 from mlx_depth.models.families import FAMILIES
 
 TRUTH = toy_views.walk(9)
+GROUND = TRUTH.sky == 0
 LOOSE = ("--confidence-percentile", "off", "--edge-threshold", "off")
 
 
@@ -50,7 +51,7 @@ def test_a_folder_becomes_a_scene(network, photos: Path, tmp_path: Path, capsys)
         "--model depth-anything-3-nested-giant-large gives metres",
     ]
     with np.load(out / "scene.npz") as arrays:
-        np.testing.assert_allclose(arrays["depth"], network.moves[0].scale * TRUTH.depth, rtol=1e-5)
+        np.testing.assert_allclose(arrays["depth"][GROUND], network.moves[0].scale * TRUTH.depth[GROUND], rtol=1e-5)
         assert arrays["names"].tolist() == [f"{number:04}.png" for number in range(9)]
     cameras = json.loads((out / "cameras.json").read_text())["cameras"]
     assert [camera["size"] for camera in cameras] == [[24, 32]] * 9
@@ -99,9 +100,9 @@ def test_options_choose_the_points(network, photos: Path, tmp_path: Path) -> Non
         assert main("scene", photos, "-o", tmp_path / name, "--quiet", *options) == 0
         counts[name] = points_in(tmp_path / name / "scene.ply")
     assert counts["all"] == TRUTH.depth.size
-    assert counts["ground"] == (TRUTH.sky == 0).sum()
+    assert counts["ground"] == GROUND.sum()
     assert counts["default"] < 0.6 * counts["ground"]
-    assert counts["sure"] == ((TRUTH.sky == 0) & (TRUTH.confidence >= np.float32(2.5))).sum()
+    assert counts["sure"] == (GROUND & (TRUTH.confidence >= np.float32(2.5))).sum()
     assert counts["few"] == 100
     assert 10 < counts["voxels"] < counts["ground"] / 2
 
@@ -110,8 +111,7 @@ def test_windows(network, photos: Path, tmp_path: Path) -> None:
     assert main("scene", photos, "-o", tmp_path / "out", "--window", "5", "--overlap", "2", "--format", "npz") == 0
     assert len(network.moves) == 3
     with np.load(tmp_path / "out/scene.npz") as arrays:
-        ground = TRUTH.sky == 0
-        assert np.abs(arrays["depth"] / (network.moves[0].scale * TRUTH.depth) - 1)[ground].max() < 1e-3
+        assert np.abs(arrays["depth"] / (network.moves[0].scale * TRUTH.depth) - 1)[GROUND].max() < 1e-3
 
 
 def test_cameras_of_one_run_are_known_to_the_next(network, photos: Path, tmp_path: Path, capsys) -> None:
@@ -120,7 +120,9 @@ def test_cameras_of_one_run_are_known_to_the_next(network, photos: Path, tmp_pat
     assert main("scene", photos, "-o", tmp_path / "b", "--cameras", known, "--format", "npz") == 0
     assert "the points and cameras are in the unit of the given cameras" in capsys.readouterr().err
     with np.load(tmp_path / "a/scene.npz") as a, np.load(tmp_path / "b/scene.npz") as b:
-        np.testing.assert_allclose(a["depth"], b["depth"], rtol=1e-4)  # the network moved, and the world did not
+        np.testing.assert_allclose(
+            a["depth"][GROUND], b["depth"][GROUND], rtol=1e-4
+        )  # the network moved, and the world did not
         np.testing.assert_allclose(a["extrinsics"], b["extrinsics"], atol=1e-6)
     assert network.moves[0].scale != pytest.approx(network.moves[1].scale, rel=0.01)
 
@@ -188,3 +190,19 @@ def test_gaussians_of_a_giant(tmp_path: Path, capsys) -> None:
     small = reference_da3.save(reference_da3.ANY_VIEW, tmp_path / "small")
     assert main("scene", examples, *options, "--model", small, "--overwrite") == 2
     assert "this model has no 3D Gaussians: take depth-anything-3-giant-1.1" in capsys.readouterr().err
+
+
+def test_bars_come_one_after_the_other(capsys) -> None:
+    with verb._bars(True) as progress:
+        for what, total in (("decode", 3), ("network", 3), ("write", 2)):
+            for done in range(total + 1):
+                progress(what, done, total)
+    last = [line.rpartition("\r")[2] for line in capsys.readouterr().err.rstrip("\n").split("\n")]
+    assert [re.match(r"(\w+): 100%.* (\d/\d) ", line).groups() for line in last] == [
+        ("decode", "3/3"),
+        ("network", "3/3"),
+        ("write", "2/2"),
+    ]
+    with verb._bars(False) as progress:
+        progress("decode", 1, 3)
+    assert capsys.readouterr().err == ""
