@@ -172,14 +172,15 @@ def scene_of(outputs: DepthOutputs, views: Views, model: Facts, evaluate: Callab
 
 def _scale_to(own: Floats, given: Floats) -> float:
     """Units of the network per unit of the given cameras."""
-    if len(given) > 2:
-        return align_poses(own, given, ransac=len(given) >= VIEWS_FOR_RANSAC).scale
     if len(given) < 2:
         return 1.0  # one camera tells no scale
-    distances = [float(np.linalg.norm(np.diff(camera_centers(poses), axis=0))) for poses in (own, given)]
-    if not (np.isfinite(distances).all() and min(distances) > 0):
-        raise OptionError("the two cameras stand in one place, which tells no scale: give views from different places.")
-    return distances[0] / distances[1]
+    try:
+        return align_poses(own, given, ransac=len(given) >= VIEWS_FOR_RANSAC).scale
+    except OptionError:  # on a line: upstream stops, as that leaves the rotation open, but it does not the scale
+        spreads = [np.linalg.norm(centers - centers.mean(axis=0)) for centers in map(camera_centers, (own, given))]
+    if not (np.isfinite(spreads).all() and min(spreads) > 0):
+        raise OptionError("the given cameras stand in one place, which tells no scale: give views from several places.")
+    return float(spreads[0] / spreads[1])
 
 
 def _gaussians(outputs: DepthOutputs, views: Views) -> Gaussians | None:

@@ -16,6 +16,7 @@ from support import relative_error, seeded
 
 import mlx_depth
 from mlx_depth import DepthKind, DepthModel, ImageError, OptionError
+from mlx_depth.multiview import _scale_to
 
 GATE = 1e-3  # from files
 SIZE = 140  # of the network's long side
@@ -101,15 +102,20 @@ def test_known_cameras_are_the_scenes(name: str, V: int, models: Mapping[str, De
     assert relative_error(scene.depth, models[name].predict_views(paths, input_size=SIZE).depth) > 10 * GATE
 
 
-def test_two_known_cameras_give_the_scale_by_their_distance(models: Mapping[str, DepthModel], tmp_path: Path) -> None:
-    """Upstream's alignment needs three: two leave the rotation open, which no depth depends on."""
-    paths = photos(tmp_path, SHAPES[:2])
-    extrinsics, intrinsics = upstream.cameras(2, SHAPES[0])
+def test_known_cameras_on_a_line_give_the_scale(models: Mapping[str, DepthModel], tmp_path: Path) -> None:
+    """Upstream stops here: such cameras leave a rotation open, which no depth depends on."""
+    V = 4
+    paths = photos(tmp_path, SHAPES[:1] * V)
+    extrinsics, intrinsics = upstream.cameras(V, SHAPES[0])
+    extrinsics[:, :, :3] = np.eye(3)
+    extrinsics[:, :, 3] = np.arange(V)[:, None] * np.float32([1, 0.5, 0.25])
     near = models[upstream.ANY_VIEW].predict_views(paths, extrinsics=extrinsics, intrinsics=intrinsics, input_size=SIZE)
     extrinsics[:, :, 3] *= 10
     far = models[upstream.ANY_VIEW].predict_views(paths, extrinsics=extrinsics, intrinsics=intrinsics, input_size=SIZE)
-    # Not exactly: upstream divides by the median distance, of two the lower, which is 0 and is taken for 0.1.
-    np.testing.assert_allclose(far.depth, 10 * near.depth, rtol=0.02)
+    np.testing.assert_allclose(far.depth, 10 * near.depth, rtol=1e-4)
+    two = extrinsics[:2].astype(np.float64)
+    assert _scale_to(two * [1, 1, 1, 3], two) == pytest.approx(3)
+    assert _scale_to(two[:1], two[:1] * [1, 1, 1, 3]) == 1
     extrinsics[:] = extrinsics[:1]
     with pytest.raises(OptionError, match="stand in one place, which tells no scale"):
         models[upstream.ANY_VIEW].predict_views(paths, extrinsics=extrinsics, intrinsics=intrinsics, input_size=SIZE)
