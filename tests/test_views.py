@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_depth.errors import OptionError
@@ -99,6 +99,7 @@ def test_a_point_stays_on_its_pixel():
 sides = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 
 
+@settings(deadline=None)
 @given(sides, sides, st.tuples(st.integers(0, 500), st.integers(0, 500)))
 def test_intrinsics_come_back(image_size, network_size, offset):
     many = np.stack([K, K / 2])
