@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mlx_depth.camera import Camera
 from mlx_depth.errors import ImageError, OptionError
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.alignment import align_poses
 from mlx_depth.geometry.checks import check_extrinsics, check_intrinsics
 from mlx_depth.geometry.poses import as_3x4, camera_centers, normalize_extrinsics
@@ -19,7 +20,7 @@ from mlx_depth.io.image import LoadedImage
 from mlx_depth.models.base import DepthOutputs, Family, Photo, PhotoOutputs
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.result import DepthResult
-from mlx_depth.scene import Gaussians, SceneResult
+from mlx_depth.scene import SceneResult
 from mlx_depth.views import Offset, intrinsics_to_network, intrinsics_to_photo, unify
 
 PoseFrom = Literal["camera", "rays"]

@@ -11,9 +11,10 @@ from support import require
 
 import mlx_depth
 from mlx_depth.errors import OptionError, SaveError
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.kinds import DepthKind
-from mlx_depth.scene import SCENE_FORMATS, Gaussians
+from mlx_depth.scene import SCENE_FORMATS
 
 SCENE = scenes.boxes()
 K, E = SCENE.intrinsics, SCENE.extrinsics

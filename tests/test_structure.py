@@ -13,7 +13,7 @@ PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
     {"errors", "version"},
-    {"kinds", "camera", "fit", "geometry"},
+    {"kinds", "camera", "fit", "geometry", "gaussians"},
     {"linux_cpu", "weights"},
     {"io"},
     {"result", "scene", "single_view"},  # a depth map becomes a scene, and a scene holds depth maps
