@@ -1,7 +1,7 @@
-"""Print the parity table of the README: ``python tests/parity.py`` (needs the extra ``reference``; about two minutes).
+"""Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
-Full-size networks with name-seeded weights, ours and transformers' from the same pixels, float32. The last rows are the
-bundled demo's real weights on the photos of examples/.
+Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for V1
+and V2, the authors' package for Depth Anything 3. The demo's rows are its real weights on the photos of examples/.
 """
 
 import sys
@@ -16,6 +16,7 @@ import mlx_depth  # first, so that an installed OpenBLAS is used
 import mlx.core as mx
 import numpy as np
 import reference
+import reference_da3
 from support import correlation, relative_error
 
 SEEDED = [
@@ -26,6 +27,10 @@ SEEDED = [
     ("V2 metric small, indoor", {"max_depth": 20}, (1, 392, 518)),
     ("V2 metric small, outdoor", {"max_depth": 80}, (1, 392, 518)),
 ]
+
+
+SCENES = [(1, 336, 504), (2, 336, 504), (5, 196, 252)]
+OUTPUTS = {"depth": "depth", "confidence": "depth_conf", "extrinsics": "extrinsics", "intrinsics": "intrinsics"}
 
 
 def main() -> None:
@@ -43,14 +48,33 @@ def main() -> None:
     for photo in sorted((Path(__file__).parents[1] / "examples").glob("*.jpg")):
         pixel_values = np.array(demo.processor(mlx_depth.load_image(photo).pixels))
         print_row(f"demo, {photo.name}", upstream, demo, pixel_values, zeros=0.6)
+    print_scenes()
+
+
+def print_scenes() -> None:
+    upstream = reference_da3.model(reference_da3.ANY_VIEW)
+    with tempfile.TemporaryDirectory() as folder:
+        path = reference_da3.save(reference_da3.ANY_VIEW, Path(folder) / "small", tiny=False)
+        model = mlx_depth.load(path, dtype="float32")
+    for V, H, W in SCENES:
+        pixel_values = reference_da3.pixels(1, V, H, W)
+        expected, found = reference_da3.run(upstream, pixel_values), model.infer(mx.array(pixel_values))
+        pairs = {name: (getattr(found, name), expected[theirs].numpy()) for name, theirs in OUTPUTS.items()}
+        pairs |= {
+            name: (getattr(found, name), rays) for name, rays in reference_da3.rays(upstream, pixel_values).items()
+        }
+        for name, (ours, theirs) in pairs.items():
+            print_errors(f"DA3 small, {V} view{'s' * (V > 1)}: {name}", (H, W), np.array(ours), theirs)
 
 
 def print_row(name: str, upstream, model: mlx_depth.DepthModel, pixel_values: np.ndarray, *, zeros: float) -> None:
     expected = reference.run(upstream, pixel_values, zeros=zeros)
-    found = np.array(model.network(mx.array(pixel_values)).depth)
-    size = "×".join(map(str, pixel_values.shape[1:3]))
+    print_errors(name, pixel_values.shape[1:3], np.array(model.network(mx.array(pixel_values)).depth), expected)
+
+
+def print_errors(name: str, size: tuple[int, ...], found: np.ndarray, expected: np.ndarray) -> None:
     error, drift = relative_error(found, expected), 1 - correlation(found, expected)
-    print(f"| {name} | {size} | {error:.0e} | {max(drift, 0):.0e} |", flush=True)
+    print(f"| {name} | {'×'.join(map(str, size))} | {error:.0e} | {max(drift, 0):.0e} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -147,12 +147,16 @@ def test_nested_with_known_cameras_equals_upstream() -> None:
     )
 
 
-@pytest.mark.parametrize(("V", "H", "W"), [(1, 196, 252), (2, 126, 98), (3, 98, 126)])
+@pytest.mark.parametrize(("V", "H", "W"), [(1, 196, 252), (2, 126, 98), (3, 98, 126), (5, 56, 84)])
 def test_full_small_equals_upstream(V: int, H: int, W: int) -> None:
     pixel_values = upstream.pixels(1, V, H, W)
     reference = upstream.model(upstream.ANY_VIEW)
-    found = ours(upstream.ANY_VIEW, tiny=False)(mx.array(pixel_values))
+    network = ours(upstream.ANY_VIEW, tiny=False)
+    found = network(mx.array(pixel_values))
     check(found, upstream.run(reference, pixel_values))
+    if V > 1:
+        theirs, cameras = known(V, (H, W))
+        check(network(mx.array(pixel_values), **cameras), upstream.run(reference, pixel_values, **theirs))
     for output, expected in upstream.rays(reference, pixel_values).items():
         assert relative_error(np.array(getattr(found, output)), expected) <= GATE, output
 
