@@ -80,8 +80,8 @@ def test_straight_pieces_follow_the_color_map(colormap):
 
 
 def test_scaled_epsilon_is_no_zero_in_float16():
-    assert np.float16(fold.STREAM_EPS) > 0
-    assert np.float16(fold.STREAM_EPS / 4) == 0  # one power of two more, and it would be
+    assert np.float16(fold.stream_eps(LAYER_NORM_EPS)) > 0
+    assert np.float16(fold.stream_eps(LAYER_NORM_EPS) / 4) == 0  # one power of two more, and it would be
 
 
 def _norm(x):

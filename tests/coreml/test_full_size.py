@@ -10,7 +10,7 @@ import pytest
 from coreml.tiny import full_size
 from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml.agreement import compare
-from mlx_depth_convert.coreml.check import _fill, expected_depth
+from mlx_depth_convert.coreml.check import _fill, expected_outputs
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
 from mlx_depth_convert.pictures import generated_picture
 from support import require
@@ -59,7 +59,7 @@ def _agreements(path, checkpoint, pictures):
     return [
         compare(
             run_function(function, pixels, float16=True).outputs,
-            {"depth": expected_depth(network, checkpoint.spec, pixels, output="normalized")},
+            expected_outputs(network, checkpoint.spec, pixels, output="normalized"),
         )
         for pixels in pictures
     ]

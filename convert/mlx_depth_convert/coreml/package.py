@@ -151,9 +151,10 @@ def _convert(job: _Job, size: Size) -> Any:
         emitter = emitter_of(job.spec)(mil.Builder, job.spec, job.weights, plan)
         function.set_outputs(emitter.outputs(function.inputs[IMAGE], size))
     program.add_function(MAIN, function)
-    layouts = {DEPTH: ct.colorlayout.GRAYSCALE_FLOAT16, COLORS: ct.colorlayout.RGB}
+    gray, rgb = ct.colorlayout.GRAYSCALE_FLOAT16, ct.colorlayout.RGB
     names = [output.name for output in function.outputs]
-    function.set_output_types([ct.ImageType(name=name, color_layout=layouts[name]) for name in names])
+    images = [ct.ImageType(name=name, color_layout=rgb if name == COLORS else gray) for name in names]
+    function.set_output_types(images)
     with tools.quiet():
         model = ct.convert(
             program,
@@ -185,16 +186,21 @@ def _merge(models: dict[str, Any], scratch: Path) -> tuple[Any, Path]:
 def _describe(spec: Any, job: _Job) -> None:
     """Write what a developer reads in Xcode, and what the check reads back."""
     plan, model = job.plan, job.spec
+    emitter, depth = emitter_of(model), depth_text(plan.output, model)
+    texts = {
+        IMAGE: "The photo in RGB, upright, scaled to fill.",
+        DEPTH: depth,
+        **emitter.extras,
+        COLORS: f"The depth painted with {plan.cmap}: near is its last color.",
+    }
     description = spec.description
     for function in description.functions or [description]:
-        function.input[0].shortDescription = "The photo in RGB, upright, scaled to fill."
-        function.output[0].shortDescription = depth_text(plan.output, model)
-        if plan.cmap is not None:
-            function.output[1].shortDescription = f"The depth painted with {plan.cmap}: near is its last color."
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = texts[feature.name]
     metadata = description.metadata
     metadata.Clear()
     owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
-    metadata.shortDescription = f"{model.name}: {depth_text(plan.output, model)}"
+    metadata.shortDescription = f"{model.name}: {depth} {emitter.note}".rstrip()
     metadata.author = f"{owner} (weights), mlx-depth (conversion)"
     metadata.license = model.license or "unknown: ask the authors of the weights"
     metadata.versionString = __version__
@@ -208,15 +214,18 @@ def _describe(spec: Any, job: _Job) -> None:
 
 def _facts(job: _Job) -> dict[str, str]:
     plan, model = job.plan, job.spec
-    max_depth = model.config.max_depth
+    emitter, max_depth = emitter_of(model), model.config.max_depth
+    focal_length = emitter.focal_length(model.config) if plan.output == "metric" else None
     return {
         "attention": plan.attention,
         "colormap": plan.cmap or "",
         "compress": plan.compress or "",
         "depth_kind": model.depth_kind.value,
+        "focal_length": "" if focal_length is None else f"{focal_length:g}",
         "layout": plan.layout,
         "max_depth": "" if max_depth is None else str(max_depth),
         "model": model.name,
+        "note": emitter.note,
         "output": plan.output,
         "precision": plan.precision,
         "revision": job.revision or "",
@@ -229,6 +238,12 @@ def depth_text(output: str, spec: ModelSpec) -> str:
     """What the depth output means, in words."""
     if output == "normalized":
         return "Depth between 0 and 1 over the image, 1 = nearest."
+    focal_length = emitter_of(spec).focal_length(spec.config)
+    if focal_length is not None:
+        return (
+            f"Depth in metres for a focal length of {focal_length:g} pixels of this image, larger = farther: multiply by "
+            f"the focal length in pixels of this image / {focal_length:g}."
+        )
     if spec.depth_kind is DepthKind.METRIC:
         return f"Depth in metres, larger = farther, at most {spec.config.max_depth:g}."
     return f"{spec.depth_kind.description.capitalize()}, comparable between the frames of a video."
