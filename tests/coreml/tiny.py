@@ -1,4 +1,4 @@
-"""Small Depth Anything models, of versions 2 and 3, whose weights are filled from our own parameter names: no files, no torch."""
+"""Small Depth Anything models whose weights are filled from our own parameter names: no files, no torch."""
 
 import functools
 from dataclasses import replace
@@ -38,10 +38,10 @@ def tiny(*, max_depth: float | None = None, **backbone: Any) -> Checkpoint:
 
 
 def tiny_any_view(**backbone: Any) -> Checkpoint:
-    """Depth Anything 3 for any number of views: six layers, of which the last four look within and across by turns."""
-    sizes: dict[str, Any] = {"embed_dim": 64, "num_layers": 6, "num_heads": 2, "out_layers": (2, 3, 4, 5)}
+    """Depth Anything 3 for any number of views: four layers, of which the last three look across, within and across."""
+    sizes: dict[str, Any] = {"embed_dim": 64, "num_layers": 4, "num_heads": 2, "out_layers": (0, 1, 2, 3)}
     config = DepthAnything3Config(
-        AnyViewConfig(**{**sizes, "alt_start": 2, "norm_eps": NORM_EPS, **backbone}),
+        AnyViewConfig(**{**sizes, "alt_start": 1, "norm_eps": NORM_EPS, **backbone}),
         DualDPTConfig(in_dim=128, features=16, out_channels=(8, 16, 24, 32), hidden_channels=8),
         gaussians=False,
     )

@@ -55,7 +55,9 @@ class Agreement:
     def __str__(self) -> str:
         texts = [_text(self.depth)]
         texts += [
-            f"{name} error {found.max_abs:.2e}, none in the picture" if name in self.absent else f"{name} {_text(found)}"
+            f"{name} error {found.max_abs:.2e}, none in the picture"
+            if name in self.absent
+            else f"{name} {_text(found)}"
             for name, found in self.extras.items()
         ]
         return "  ".join(texts if self.color_error is None else [*texts, f"colors {self.color_error:.2f} of 255"])
@@ -78,9 +80,13 @@ class Agreement:
         found = gate.faults(self.depth)
         for name, extra in self.extras.items():
             absent = name in self.absent
-            judged, limits = (replace(extra, relative=extra.max_abs), replace(gate, correlation=-1.0)) if absent else (
-                extra,
-                gate,
+            judged, limits = (
+                (replace(extra, relative=extra.max_abs), replace(gate, correlation=-1.0))
+                if absent
+                else (
+                    extra,
+                    gate,
+                )
             )
             found += [f"{name}: {fault}" for fault in limits.faults(judged)]
         if self.color_error is not None and not self.color_error <= MAX_COLOR_ERROR:

@@ -111,7 +111,7 @@ def run_child(package: str, function: str, unit: str, folder: str) -> None:
         outputs = model.predict(image)
         times.append((time.perf_counter() - start) * 1000)
     maps = {name: np.asarray(value, dtype=np.float32) for name, value in outputs.items() if name != COLORS}
-    np.savez(Path(folder, _OUTPUTS), **maps)
+    np.savez(Path(folder, _OUTPUTS), **maps)  # type: ignore[arg-type,unused-ignore]
     figures = {
         "latency_ms": statistics.median(times[WARM_UP:]),
         "residency": _residency(model, function, units),

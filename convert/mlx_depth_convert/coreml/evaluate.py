@@ -254,7 +254,9 @@ def _layer_norm(v: Values) -> Array:
     centred = x - x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
     variance = np.square(centred).mean(axis=axes, keepdims=True, dtype=np.float64)
     y: Array = centred * (1 / np.sqrt(variance + float(v["epsilon"]))).astype(np.float32)
-    sides = [side if axis in axes else 1 for axis, side in enumerate(x.shape)]  # an affine has the normalized axes alone
+    sides = [
+        side if axis in axes else 1 for axis, side in enumerate(x.shape)
+    ]  # an affine has the normalized axes alone
     if "gamma" in v:
         y = y * v["gamma"].reshape(sides)
     return y + v["beta"].reshape(sides) if "beta" in v else y

@@ -12,8 +12,8 @@ EMITTERS: dict[str, type[Emitter]] = {
     "depth_anything_3_mono": MonoEmitter,
 }
 REFUSED = {  # family → why, and what to do instead
-    "depth_anything_3_nested": "is two networks, of 1.7 billion parameters: choose depth-anything-3-metric-large, whose "
-    "metres need the focal length, or depth-anything-3-large-1.1",
+    "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "
+    "depth-anything-3-metric-large, whose metres need the focal length, or depth-anything-3-large-1.1",
 }
 
 

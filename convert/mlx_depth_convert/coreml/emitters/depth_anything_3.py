@@ -46,7 +46,8 @@ class AnyViewEmitter(DINOv2DPTEmitter):
         head_dim = config.embed_dim // config.num_heads
         within = self.rotation(grid_rotation(grid_size, head_dim), "rope_within")
         across = self.rotation(common_rotation(grid_size[0] * grid_size[1], head_dim), "rope_across")
-        local, tapped = x, []
+        local = x
+        tapped: list[Var] = []
         for index in range(max(config.out_layers) + 1):
             if index == config.alt_start:
                 x = self.with_camera_token(x)
@@ -92,8 +93,8 @@ class MonoEmitter(DINOv2DPTEmitter):
 
     extras: ClassVar[Mapping[str, str]] = {SKY: f"Sky where it is {LEAST_SKY} or more; it has no upper end."}
     note: ClassVar[str] = (
-        f"Sky is left as it is: where the sky output is {LEAST_SKY} or more, the depth means nothing, and mlx-depth puts "
-        "the distance of the farthest ground (its 0.99 quantile) there."
+        f"Sky is left as it is: where the sky output is {LEAST_SKY} or more, the depth means nothing. There, mlx-depth "
+        "puts the distance of the farthest ground (its 0.99 quantile)."
     )
 
     @staticmethod
