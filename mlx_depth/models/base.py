@@ -274,6 +274,11 @@ class Family:
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data
 
+    @property
+    def takes(self) -> Takes:
+        """What its networks take."""
+        return getattr(self.network, "takes", "image")
+
     def detect(self, evidence: Evidence) -> str | None:
         """The dialect of a checkpoint; None where the family does not take it for its own."""
         return next((name for name, dialect in self.dialects.items() if dialect.owns(evidence)), None)

@@ -140,7 +140,7 @@ def test_a_broken_packed_layer_is_past_the_gate_of_its_bits(bits: int) -> None:
     broken = changed(packed, "backbone.blocks.3.mlp.fc1.biases", 0.0)
     photo = [EXAMPLES / "coffee.jpg"]
     sound, report = (
-        compare(side, plain, model="a", against="b", images=photo, input_size=182) for side in (packed, broken)
+        compare(side, plain, model="a", against="b", images=photo, input_size=112) for side in (packed, broken)
     )
     assert sound.passed
     assert (report.precision, report.passed, report.first_drift) == (f"{bits}-bit", False, "layer 5")
