@@ -27,6 +27,8 @@ from mlx_depth.nn.rope import Rotation, common_rotation, grid_rotation
 
 require("coreml", "coremltools")
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 PORTRAIT = (98, 56)
 
 # name → (the model, how it is exported)
