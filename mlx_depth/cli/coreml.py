@@ -42,7 +42,7 @@ def add_verbs(verbs: Any) -> None:
     add("--target", choices=TARGETS, help="oldest system that runs it (default: the oldest that the options allow)")
     add("--attention", choices=ATTENTIONS, default="auto", help="form of the attention (default: auto)")
     add("--output", choices=OUTPUTS, help="default: metric for metric models, else normalized")
-    add("--cmap", metavar="NAME", help=f"a second, colored output: {', '.join(COLORMAPS)}")
+    add("--cmap", metavar="NAME", help=f"one more, colored output: {', '.join(COLORMAPS)}")
     add("--compress", choices=COMPRESSIONS, help="compress the weights")
     add("--layout", choices=LAYOUTS, default="ane", help="for the Neural Engine or the GPU (default: ane)")
     add("--name", help="name of the package, which becomes a Swift class")

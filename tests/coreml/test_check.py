@@ -75,12 +75,12 @@ def _bgr(monkeypatch, checkpoint):
 
 
 def _epsilon_of_torch(monkeypatch, checkpoint):
-    monkeypatch.setattr(fold, "STREAM_EPS", 1e-5 * fold.STREAM_SCALE**2)
+    monkeypatch.setattr(fold, "stream_eps", lambda _: 1e-5 * fold.STREAM_SCALE**2)
     return checkpoint
 
 
 def _epsilon_not_scaled(monkeypatch, checkpoint):
-    monkeypatch.setattr(fold, "STREAM_EPS", 1e-6)
+    monkeypatch.setattr(fold, "stream_eps", lambda eps: eps)
     return checkpoint
 
 
@@ -189,7 +189,7 @@ def test_report_tells_what_was_found(tmp_path):
     facts = json.loads(json.dumps(report.as_json()))
     assert facts["passed"] is True
     assert facts["functions"][0]["float16"]["correlation"] >= 0.9999
-    assert set(facts["functions"][0]["float16"]) == {"error", "correlation", "color_error"}
+    assert set(facts["functions"][0]["float16"]) == {"error", "correlation", "color_error", "extras"}
 
 
 def test_a_photo_is_stretched_to_each_function(full_package, tmp_path):

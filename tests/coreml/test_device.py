@@ -28,7 +28,7 @@ def test_figures_of_each_unit_are_read(monkeypatch):
     def child(command, **_):
         folder = Path(command[-1])
         assert np.array_equal(np.load(folder / "pixels.npy"), PIXELS)
-        np.save(folder / "depth.npy", EXPECTED["depth"][0, 0] + 1e-4)
+        np.savez(folder / "outputs.npz", depth=EXPECTED["depth"][0, 0] + 1e-4)
         (folder / "figures.json").write_text(
             json.dumps({"latency_ms": 12.5, "residency": {"NeuralEngine": 9, "CPU": 1}})
         )
@@ -38,7 +38,7 @@ def test_figures_of_each_unit_are_read(monkeypatch):
     assert [run.unit for run in runs] == ["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
     assert "12.5 ms  operations 9 on NeuralEngine, 1 on CPU" in str(runs[0])
     assert runs[0].faults(GATES["float16"]) == []
-    assert set(runs[0].as_json()["agreement"]) == {"error", "correlation", "color_error"}
+    assert set(runs[0].as_json()["agreement"]) == {"error", "correlation", "color_error", "extras"}
 
 
 def test_a_crash_and_a_hang_are_faults(monkeypatch):
@@ -55,7 +55,7 @@ def test_a_crash_and_a_hang_are_faults(monkeypatch):
 def test_a_wrong_depth_is_a_fault(monkeypatch):
     def child(command, **_):
         folder = Path(command[-1])
-        np.save(folder / "depth.npy", EXPECTED["depth"][0, 0].T)
+        np.savez(folder / "outputs.npz", depth=EXPECTED["depth"][0, 0].T)
         (folder / "figures.json").write_text(json.dumps({"latency_ms": 1.0, "residency": {}}))
         return subprocess.CompletedProcess(command, 0, "", "")
 

@@ -8,9 +8,12 @@ from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import color_knots
 from support import relative_error, seeded
 
-from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, Block
+from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS
 from mlx_depth.io.colormaps import COLORMAPS, colormap_table
+from mlx_depth.nn.block import Block
 from mlx_depth.nn.patch_embed import PatchEmbed
+from mlx_depth.nn.rope import grid_rotation, rotate
+from mlx_depth.nn.uv_position import add_uv_position
 
 
 def test_offset_pixels_are_exact_in_float16():
@@ -45,7 +48,7 @@ def test_pixels_and_patch_convolution_equal_the_processor_and_patch_embedding():
 def test_block_equals_the_mlx_block(swiglu):
     checkpoint = tiny(swiglu=swiglu)
     config = checkpoint.spec.config.backbone
-    block = Block(config)
+    block = Block(config.embed_dim, config.num_heads, config.hidden_dim, eps=LAYER_NORM_EPS, swiglu=swiglu)
     prefix = "backbone.blocks.1."
     block.load_weights(
         [(name.removeprefix(prefix), array) for name, array in checkpoint.weights.items() if name.startswith(prefix)]
@@ -79,9 +82,35 @@ def test_straight_pieces_follow_the_color_map(colormap):
     assert np.abs(drawn - colormap_table(colormap)).max() <= 4
 
 
+def test_rotation_of_partners_equals_rope():
+    rotation = grid_rotation((3, 4), 16)
+    x = seeded("tokens", (13, 16))
+    expected = np.array(rotate(mx.array(x)[None, None], rotation))[0, 0]
+    cos, sin = fold.fold_rotation(rotation)
+    a, b, c, d = np.split(x, 4, axis=1)
+    assert relative_error(x * cos + np.concatenate([b, a, d, c], axis=1) * sin, expected) < 1e-6
+
+
+def test_rows_and_columns_equal_the_uv_embedding():
+    x = seeded("map", (1, 6, 9, 12))
+    expected = np.array(add_uv_position(mx.array(x), (6, 9), 9 / 6))
+    rows, columns = fold.fold_uv((6, 9), 12)
+    assert (rows.shape, columns.shape) == ((1, 12, 6, 1), (1, 12, 1, 9))
+    assert relative_error((x.transpose(0, 3, 1, 2) + rows + columns).transpose(0, 2, 3, 1), expected) < 1e-6
+
+
+def test_convolutions_side_by_side_equal_both():
+    first, second = (fold.Layer(seeded(name, (2, 3, 1, 1)), seeded(f"{name} bias", (2,))) for name in "ab")
+    x, y = seeded("x", (3, 5)), seeded("y", (3, 5))
+    both = fold.side_by_side(first, second)
+    ours = both.weight[:, :, 0, 0] @ np.concatenate([x, y]) + both.bias[:, None]
+    theirs = [layer.weight[:, :, 0, 0] @ z + layer.bias[:, None] for layer, z in ((first, x), (second, y))]
+    assert relative_error(ours, np.concatenate(theirs)) < 1e-6
+
+
 def test_scaled_epsilon_is_no_zero_in_float16():
-    assert np.float16(fold.STREAM_EPS) > 0
-    assert np.float16(fold.STREAM_EPS / 4) == 0  # one power of two more, and it would be
+    assert np.float16(fold.stream_eps(LAYER_NORM_EPS)) > 0
+    assert np.float16(fold.stream_eps(LAYER_NORM_EPS) / 4) == 0  # one power of two more, and it would be
 
 
 def _norm(x):

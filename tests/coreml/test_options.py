@@ -127,6 +127,27 @@ def test_a_family_without_an_emitter_fails_before_any_work():
     assert set(EMITTERS) <= set(FAMILIES)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("depth-anything-3-nested-giant-large-1.1", "is two networks, .*: choose depth-anything-3-metric-large, whose"),
+        ("depth-anything-3-giant", "has 3D Gaussians, .*: choose depth-anything-3-large-1.1, or predict"),
+    ],
+)
+def test_networks_that_are_not_exported_fail_before_any_work(model, message, no_work, tmp_path):
+    with pytest.raises(OptionError, match=f"{model} {message}"):
+        export_coreml(model, tmp_path)
+    assert {"depth-anything-3-large-1.1", "depth-anything-3-metric-large"} <= MODELS.keys()
+
+
+def test_metres_of_depth_anything_3_are_metric():
+    metric, mono = MODELS["depth-anything-3-metric-large"], MODELS["depth-anything-3-mono-large"]
+    assert _check(metric).output == "metric"
+    assert _check(mono).output == "normalized"
+    with pytest.raises(OptionError, match="not metres"):
+        _check(mono, output="metric")
+
+
 @pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
 def test_emitters_take_the_sizes_that_networks_take(size):
     config = depth_anything_config(size)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coreml.tiny import SIZE, filled, tiny
+from coreml.tiny import SIZE, filled, tiny, tiny_any_view
 from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml import package as package_module
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
@@ -225,19 +225,22 @@ sys.path.insert(0, sys.argv[1])
 sys.modules |= {"torch": None, "transformers": None}  # coremltools imports them where it can
 import mlx_depth
 from coreml.quick import validated_once
-from coreml.tiny import tiny
+from coreml.tiny import SIZE, tiny, tiny_any_view
 from mlx_depth_convert.coreml import export_coreml
 with validated_once():
     export_coreml(tiny(), Path(sys.argv[2]), sizes=[(70, 98), (98, 70)], cmap="turbo", compress="palette6")
+    export_coreml(tiny_any_view(), Path(sys.argv[2]), sizes=SIZE)
 """
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     here = export_coreml(tiny(), tmp_path / "here", sizes=[(70, 98), (98, 70)], cmap="turbo", compress="palette6")
+    views = export_coreml(tiny_any_view(), tmp_path / "here", sizes=SIZE)
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(tmp_path / "there")]
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
-    assert _digest(tmp_path / "there" / here.name) == _digest(here)
+    for path in (here, views):
+        assert _digest(tmp_path / "there" / path.name) == _digest(path)
 
 
 def test_manifest_names_the_files(half_package):

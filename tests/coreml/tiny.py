@@ -9,13 +9,16 @@ import numpy as np
 from mlx.utils import tree_flatten
 from support import seeded
 
+from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.checkpoints.checkpoint import Checkpoint
 from mlx_depth.heads.dpt import DPTConfig
+from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
+from mlx_depth.models.depth_anything_3.network import NORM_EPS, DepthAnything3Config, DepthAnything3MonoConfig
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.processor import Processor
-from mlx_depth.registry import MODELS, ModelSpec
+from mlx_depth.registry import DEPTH_ANYTHING_3, MODELS, ModelSpec
 
 SIZE = (70, 98)  # 5 × 7 patches
 TINY = DepthAnythingConfig(
@@ -24,11 +27,34 @@ TINY = DepthAnythingConfig(
 )
 
 
+SKY_BIAS = -1.5  # part of the picture has no sky
+
+
 def tiny(*, max_depth: float | None = None, **backbone: Any) -> Checkpoint:
     """A four-layer model; ``backbone`` replaces fields of its backbone's config."""
     head = TINY.head if max_depth is None else replace(TINY.head, activation="sigmoid", max_depth=max_depth)
     config = DepthAnythingConfig(replace(TINY.backbone, **backbone), head)
     return filled(ModelSpec("tiny-depth", "depth_anything", config, Processor(), license="Apache-2.0"))
+
+
+def tiny_any_view(**backbone: Any) -> Checkpoint:
+    """Depth Anything 3 for any number of views: four layers, of which the last three look across, within and across."""
+    sizes: dict[str, Any] = {"embed_dim": 64, "num_layers": 4, "num_heads": 2, "out_layers": (0, 1, 2, 3)}
+    config = DepthAnything3Config(
+        AnyViewConfig(**{**sizes, "alt_start": 1, "norm_eps": NORM_EPS, **backbone}),
+        DualDPTConfig(in_dim=128, features=16, out_channels=(8, 16, 24, 32), hidden_channels=8),
+        gaussians=False,
+    )
+    return filled(ModelSpec("tiny-views", "depth_anything_3", config, DEPTH_ANYTHING_3, license="Apache-2.0"))
+
+
+def tiny_mono(*, metric: bool = False) -> Checkpoint:
+    """Depth Anything 3 for single views, of four layers."""
+    config = DepthAnything3MonoConfig(
+        replace(TINY.backbone, norm_eps=NORM_EPS), replace(TINY.head, activation="exp"), metric=metric
+    )
+    mono = filled(ModelSpec("tiny-mono", "depth_anything_3_mono", config, DEPTH_ANYTHING_3, license="Apache-2.0"))
+    return changed(mono, head__sky_conv3__bias=np.full(1, SKY_BIAS, np.float32))
 
 
 @functools.lru_cache(maxsize=1)
@@ -39,7 +65,10 @@ def full_size(name: str) -> Checkpoint:
 
 def filled(spec: ModelSpec) -> Checkpoint:
     parameters = tree_flatten(FAMILIES[spec.family].network(spec.config).parameters())
-    return Checkpoint(spec, "mlx", {name: mx.array(weight(name, array.shape)) for name, array in parameters})
+    weights = {name: mx.array(weight(name, array.shape)) for name, array in parameters}
+    if spec.family != "depth_anything":  # logarithms of depth, which are small
+        weights["head.conv3.weight"] *= 0.25
+    return Checkpoint(spec, "mlx", weights)
 
 
 def changed(checkpoint: Checkpoint, **tensors: Any) -> Checkpoint:
@@ -53,7 +82,7 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Products keep their scale, gains stay near one, embeddings are small, so that LayerNorm's epsilon counts."""
     if name.endswith("gamma"):
         return 0.3 + seeded(name, shape, 0.05)
-    if "patch_embed" in name or name.endswith(("cls_token", "register_tokens", "pos_embed")):
+    if "patch_embed" in name or name.endswith(("_token", "_tokens", "pos_embed")):
         return seeded(name, shape, 0.03 / np.sqrt(np.prod(shape[1:]) if "weight" in name else 1))
     if len(shape) == 1:
         return seeded(name, shape, 0.1) + ("norm" in name and name.endswith("weight"))
@@ -61,4 +90,4 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     fan_in = shape[-1] if transposed else int(np.prod(shape[1:]))
     values = seeded(name, shape, fan_in**-0.5)
     # A mean above zero in the last convolution keeps the ReLU output alive; the tests assert that it is.
-    return values + fan_in**-0.5 if name == "head.conv3.weight" else values
+    return values + fan_in**-0.5 if name.endswith(("head.conv3.weight", "head.sky_conv3.weight")) else values

@@ -1,16 +1,17 @@
 """How far a package's outputs are from the model's, and how far they may be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlx_depth_convert.coreml.names import COLORS, DEPTH
+from mlx_depth.models.depth_anything_3.metric import LEAST_SKY
+from mlx_depth_convert.coreml.names import COLORS, DEPTH, SKY
 from mlx_depth_convert.difference import Difference, Gate, measure
 
-Outputs = Mapping[str, npt.NDArray[np.float32]]  # by name: depth (1, 1, H, W), perhaps colors (1, 3, H, W)
+Outputs = Mapping[str, npt.NDArray[np.float32]]  # by name: depth and extras (1, 1, H, W), perhaps colors (1, 3, H, W)
 
 MAX_COLOR_ERROR = 1.0  # mean, of 255
 
@@ -32,10 +33,14 @@ class Agreement:
         depth: Difference of the depth.
         color_error: Mean absolute difference of the colors from those of the package's own depth, of 255; None without
             a color map.
+        extras: Difference of each output beside depth and colors.
+        absent: Those extras that the picture does not show, as sky in a room: judged by their error as a share of 1.
     """
 
     depth: Difference
     color_error: float | None = None
+    extras: Mapping[str, Difference] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     @property
     def error(self) -> float:
@@ -48,24 +53,60 @@ class Agreement:
         return self.depth.correlation
 
     def __str__(self) -> str:
-        text = f"error {self.error:.2e}  correlation {self.correlation:.8f}"
-        return text if self.color_error is None else f"{text}  colors {self.color_error:.2f} of 255"
+        texts = [_text(self.depth)]
+        texts += [
+            f"{name} error {found.max_abs:.2e}, none in the picture"
+            if name in self.absent
+            else f"{name} {_text(found)}"
+            for name, found in self.extras.items()
+        ]
+        return "  ".join(texts if self.color_error is None else [*texts, f"colors {self.color_error:.2f} of 255"])
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``."""
-        return {"error": self.error, "correlation": self.correlation, "color_error": self.color_error}
+        extras = {
+            name: {"error": found.relative, "correlation": found.correlation, "absent": name in self.absent}
+            for name, found in self.extras.items()
+        }
+        return {
+            "error": self.error,
+            "correlation": self.correlation,
+            "color_error": self.color_error,
+            "extras": extras,
+        }
 
     def faults(self, gate: Gate) -> list[str]:
         """What the gate refuses, in words; NaN is refused."""
         found = gate.faults(self.depth)
+        for name, extra in self.extras.items():
+            absent = name in self.absent
+            judged, limits = (
+                (replace(extra, relative=extra.max_abs), replace(gate, correlation=-1.0))
+                if absent
+                else (
+                    extra,
+                    gate,
+                )
+            )
+            found += [f"{name}: {fault}" for fault in limits.faults(judged)]
         if self.color_error is not None and not self.color_error <= MAX_COLOR_ERROR:
             found.append(f"the colors are {self.color_error:.2g} of 255 off, above {MAX_COLOR_ERROR:g}")
         return found
 
 
 def compare(outputs: Outputs, expected: Outputs) -> Agreement:
-    """Measure outputs against those that they should be; colors only where both have them."""
-    depth = measure(outputs[DEPTH].ravel(), expected[DEPTH].ravel())  # a device may leave the leading axes out
-    if COLORS not in outputs or COLORS not in expected:
-        return Agreement(depth)
-    return Agreement(depth, float(np.abs(outputs[COLORS] - expected[COLORS]).mean()))
+    """Measure outputs against those that they should be; all but the depth only where both have them."""
+    differences = {
+        name: measure(outputs[name].ravel(), expected[name].ravel())  # a device may leave the leading axes out
+        for name in expected
+        if name == DEPTH or (name in outputs and name != COLORS)
+    }
+    painted = COLORS in outputs and COLORS in expected
+    color_error = float(np.abs(outputs[COLORS] - expected[COLORS]).mean()) if painted else None
+    no_sky = SKY in expected and float(expected[SKY].max()) < LEAST_SKY
+    depth = differences.pop(DEPTH)
+    return Agreement(depth, color_error, differences, (SKY,) if no_sky else ())
+
+
+def _text(found: Difference) -> str:
+    return f"error {found.relative:.2e}  correlation {found.correlation:.8f}"

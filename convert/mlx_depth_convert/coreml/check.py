@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
@@ -12,11 +11,13 @@ from mlx_depth.checkpoints.checkpoint import Checkpoint, build_network, fetch_ch
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.io.image import ImageSource, load_image
+from mlx_depth.models.base import DepthNetwork
 from mlx_depth.nn.resize import resize
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthResult
 from mlx_depth_convert.coreml import device
 from mlx_depth_convert.coreml.agreement import Agreement, Outputs, compare
+from mlx_depth_convert.coreml.emitters import emitter_of
 from mlx_depth_convert.coreml.evaluate import Program, read_package, read_structure, run_function
 from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE
 from mlx_depth_convert.coreml.options import FLOAT16_LIMIT
@@ -84,24 +85,25 @@ def _check_function(
     program: Program,
     name: str,
     spec: ModelSpec,
-    network: nn.Module,
+    network: DepthNetwork,
     photo: npt.NDArray[np.uint8] | None,
 ) -> FunctionReport:
     function, facts = program.functions[name], program.facts(METADATA)
     height, width = function.inputs[IMAGE].shape[2:]
     pixels = generated_picture((height, width)) if photo is None else _fill(photo, (height, width))
     output, cmap = facts["output"], facts["colormap"] or None
-    expected = expected_depth(network, spec, pixels, output=output)
+    expected = expected_outputs(network, spec, pixels, output=output)
 
     def agreement(outputs: Outputs) -> Agreement:
         colors = {} if cmap is None else {COLORS: painted(outputs[DEPTH], spec, output=output, cmap=cmap)}
-        return compare(outputs, {DEPTH: expected, **colors})
+        return compare(outputs, {**expected, **colors})
 
     exact = run_function(function, pixels, float16=False)
     rounded = run_function(function, pixels, float16=True) if facts["precision"] == "float16" else None
-    depth = (exact if rounded is None else rounded).outputs[DEPTH]
-    interface = _interface_faults(program.interface(name), cmap, (height, width))
-    devices = device.run_units(path, name, pixels, {DEPTH: expected}) if sys.platform == "darwin" else []
+    final = (exact if rounded is None else rounded).outputs
+    spaces = {IMAGE: "RGB", **dict.fromkeys(expected, "GRAYSCALE_FLOAT16"), **({} if cmap is None else {COLORS: "RGB"})}
+    interface = _interface_faults(program.interface(name), spaces, (height, width))
+    devices = device.run_units(path, name, pixels, expected) if sys.platform == "darwin" else []
     return FunctionReport(
         name=name,
         size=(height, width),
@@ -109,13 +111,14 @@ def _check_function(
         float16=None if rounded is None else agreement(rounded.outputs),
         largest=exact.largest,
         structure=read_structure(function),
-        interface_faults=(*interface, *_depth_faults(depth, expected)),
+        interface_faults=(*interface, *_value_faults(final, expected)),
         devices=tuple(devices),
     )
 
 
-def _interface_faults(interface: dict[str, tuple[str, int, int]], cmap: str | None, size: tuple[int, int]) -> list[str]:
-    spaces = {IMAGE: "RGB", DEPTH: "GRAYSCALE_FLOAT16"} | ({} if cmap is None else {COLORS: "RGB"})
+def _interface_faults(
+    interface: dict[str, tuple[str, int, int]], spaces: dict[str, str], size: tuple[int, int]
+) -> list[str]:
     expected = {name: (space, *size) for name, space in spaces.items()}
     return [
         f"the image {name!r} is declared as {interface.get(name)}, not {expected.get(name)}"
@@ -124,22 +127,23 @@ def _interface_faults(interface: dict[str, tuple[str, int, int]], cmap: str | No
     ]
 
 
-def _depth_faults(depth: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> list[str]:
+def _value_faults(outputs: Outputs, expected: Outputs) -> list[str]:
     """What a float16 image cannot hold, and what proves nothing."""
     found = []
-    for whose, values in (("package", depth), ("model", expected)):
-        peak = float(np.abs(values).max())
-        if not peak <= FLOAT16_LIMIT:
-            found.append(f"the {whose}'s depth reaches {peak:.3g}, and a depth image ends at {FLOAT16_LIMIT:g}")
-    if expected.max() == expected.min():
+    for name in (name for name in expected if name in outputs):
+        for whose, values in (("package", outputs[name]), ("model", expected[name])):
+            peak = float(np.abs(values).max())
+            if not peak <= FLOAT16_LIMIT:
+                found.append(f"the {whose}'s {name} reaches {peak:.3g}, and a {name} image ends at {FLOAT16_LIMIT:g}")
+    if expected[DEPTH].max() == expected[DEPTH].min():
         found.append("the model's depth is the same everywhere, which proves nothing: check with another --image")
     return found
 
 
-def expected_depth(
-    network: nn.Module, spec: ModelSpec, pixels: npt.NDArray[np.uint8], *, output: str
-) -> npt.NDArray[np.float32]:
-    """The depth that a package should give, computed by the MLX network in float32.
+def expected_outputs(
+    network: DepthNetwork, spec: ModelSpec, pixels: npt.NDArray[np.uint8], *, output: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What a package should give, its colors left out, computed by the MLX network in float32.
 
     Args:
         network: The model's network, in float32.
@@ -147,12 +151,16 @@ def expected_depth(
         pixels: RGB uint8 ``(H, W, 3)`` at the network's size.
         output: One of ``options.OUTPUTS``.
     Returns:
-        ``(1, 1, H, W)``, in the unit of the output.
+        ``(1, 1, H, W)`` by name: the depth in the unit of the output, and the family's extras as the network gives
+        them.
     """
-    size = pixels.shape[:2]
     with mx.stream(mx.cpu):
-        depth = np.array(network(spec.processor(pixels, input_size=size)).depth)[0]
-    return (_nearness(depth, spec) if output == "normalized" else depth)[None, None]
+        pixel_values = spec.processor(pixels, input_size=pixels.shape[:2])
+        outputs = network(pixel_values[:, None]).first_view() if network.takes == "views" else network(pixel_values)
+        found = {name: np.array(outputs.present()[name]) for name in (DEPTH, *emitter_of(spec).extras)}
+    if output == "normalized":
+        found[DEPTH] = _nearness(found[DEPTH][0], spec)[None]
+    return {name: values[:, None] for name, values in found.items()}
 
 
 def painted(depth: npt.NDArray[np.float32], spec: ModelSpec, *, output: str, cmap: str) -> npt.NDArray[np.float32]:

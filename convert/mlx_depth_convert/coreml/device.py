@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from mlx_depth_convert.coreml import tools
 from mlx_depth_convert.coreml.agreement import Agreement, Outputs, compare
-from mlx_depth_convert.coreml.names import DEPTH, IMAGE
+from mlx_depth_convert.coreml.names import COLORS, IMAGE
 from mlx_depth_convert.difference import Gate
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")  # names of coremltools' ComputeUnit
 TIMEOUT = 1200  # seconds: a first compilation for the Neural Engine takes minutes for a large model
 WARM_UP, TIMED = 3, 10
-_PIXELS, _DEPTH, _FIGURES = "pixels.npy", "depth.npy", "figures.json"
+_PIXELS, _OUTPUTS, _FIGURES = "pixels.npy", "outputs.npz", "figures.json"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def _run_unit(package: Path, function: str, unit: str, pixels: npt.NDArray[np.ui
         if child.returncode != 0:
             return DeviceRun(unit, failure=_failure(child))
         figures = json.loads(Path(folder, _FIGURES).read_text())
-        agreement = compare({DEPTH: np.load(Path(folder, _DEPTH))}, expected)
+        with np.load(Path(folder, _OUTPUTS)) as outputs:
+            agreement = compare(dict(outputs), expected)
     return DeviceRun(unit, None, agreement, figures["latency_ms"], figures["residency"])
 
 
@@ -96,7 +97,7 @@ def _failure(child: "subprocess.CompletedProcess[str]") -> str:
 
 
 def run_child(package: str, function: str, unit: str, folder: str) -> None:
-    """The child's part: predict, time, and write depth and figures into the folder."""
+    """The child's part: predict, time, and write outputs and figures into the folder."""
     from PIL import Image
 
     ct = tools.coremltools()
@@ -109,7 +110,8 @@ def run_child(package: str, function: str, unit: str, folder: str) -> None:
         start = time.perf_counter()
         outputs = model.predict(image)
         times.append((time.perf_counter() - start) * 1000)
-    np.save(Path(folder, _DEPTH), np.asarray(outputs[DEPTH], dtype=np.float32))
+    maps = {name: np.asarray(value, dtype=np.float32) for name, value in outputs.items() if name != COLORS}
+    np.savez(Path(folder, _OUTPUTS), **maps)  # type: ignore[arg-type,unused-ignore]
     figures = {
         "latency_ms": statistics.median(times[WARM_UP:]),
         "residency": _residency(model, function, units),

@@ -250,13 +250,16 @@ def _attention(v: Values) -> Array:
 
 
 def _layer_norm(v: Values) -> Array:
-    if "gamma" in v or "beta" in v:
-        raise CheckpointError("a LayerNorm has an affine, which the evaluator does not know: it is folded away.")
     x, axes = v["x"], tuple(int(axis) for axis in v["axes"])
     centred = x - x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
     variance = np.square(centred).mean(axis=axes, keepdims=True, dtype=np.float64)
     y: Array = centred * (1 / np.sqrt(variance + float(v["epsilon"]))).astype(np.float32)
-    return y
+    sides = [
+        side if axis in axes else 1 for axis, side in enumerate(x.shape)
+    ]  # an affine has the normalized axes alone
+    if "gamma" in v:
+        y = y * v["gamma"].reshape(sides)
+    return y + v["beta"].reshape(sides) if "beta" in v else y
 
 
 def _gelu(v: Values) -> Array:
@@ -314,6 +317,7 @@ HANDLERS: dict[str, Callable[[Values], Any]] = {
     "concat": lambda v: np.concatenate(v["values"], axis=int(v["axis"])),
     "conv": _conv,
     "conv_transpose": _conv_transpose,
+    "exp": lambda v: np.exp(v["x"]),
     "gelu": _gelu,
     "layer_norm": _layer_norm,
     "linear": _linear,

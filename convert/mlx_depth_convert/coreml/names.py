@@ -1,4 +1,4 @@
 """What an app sees of a package: the names of its images and its function."""
 
-IMAGE, DEPTH, COLORS = "image", "depth", "colors"
+IMAGE, DEPTH, CONFIDENCE, SKY, COLORS = "image", "depth", "confidence", "sky", "colors"
 MAIN = "main"  # of a package with one size

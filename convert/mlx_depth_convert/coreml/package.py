@@ -19,7 +19,7 @@ from mlx_depth_convert.coreml import tools
 from mlx_depth_convert.coreml.compress import compress_weights
 from mlx_depth_convert.coreml.destination import package_path
 from mlx_depth_convert.coreml.emitters import emitter_of
-from mlx_depth_convert.coreml.emitters.base import Plan, Size, Weights
+from mlx_depth_convert.coreml.emitters.base import Emitter, Plan, Size, Weights
 from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE, MAIN
 from mlx_depth_convert.coreml.options import DEFAULT_SIZES, ExportOptions, SizeRequest, check_options
 
@@ -53,7 +53,7 @@ def export_coreml(
     layout: str = "ane",
     name: str | None = None,
 ) -> Path:
-    """Write a model as a Core ML package: an 8-bit RGB image in, a depth image out.
+    """Write a model as a Core ML package: an 8-bit RGB image in, a depth image out, and those of the model's extras.
 
     Args:
         model: As ``source`` of ``mlx_depth.load``, or a checkpoint that was read already.
@@ -66,10 +66,10 @@ def export_coreml(
             macOS 15 where several sizes or ``sdpa`` need them.
         attention: ``"split"`` by head, ``"batched"`` heads, ``"sdpa"`` (one operation; crashes of it are on record), or
             ``"auto"``: split for small and base models in the layout ``ane``, else batched.
-        output: ``"normalized"`` (0..1 over the image, 1 = nearest), ``"raw"`` (the network's inverse depth, comparable
+        output: ``"normalized"`` (0..1 over the image, 1 = nearest), ``"raw"`` (the network's relative depth, comparable
             between the frames of a video) or ``"metric"`` (metres); None: metres if the model gives them, else
             normalized.
-        cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``: adds a second output, the painted depth.
+        cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``: adds an output, the painted depth.
         compress: ``"int8"``, ``"palette8"`` or ``"palette6"``: weights of 8 or 6 bits; None: as ``precision``.
         layout: ``"ane"`` for the Neural Engine, ``"gpu"`` for the GPU.
         name: Base name of the package where ``out`` is a folder; Xcode makes a Swift class of it. None: the model's.
@@ -141,19 +141,13 @@ def _write_package(path: Path, job: _Job, scratch: Path) -> None:
 
 def _convert(job: _Job, size: Size) -> Any:
     """One function, as coremltools' ``MLModel``."""
-    ct = tools.coremltools()
-    mil, plan = ct.converters.mil, job.plan
-    target = getattr(ct.target, plan.target)
-    mil.Builder.name_count.clear()  # coremltools does so after a conversion only, not after one that failed
-    program = mil.Program()
-    image = mil.Builder.placeholder(shape=(1, 3, *size), dtype=mil.mil.types.fp32)
-    with mil.Function({IMAGE: image}, opset_version=target) as function:
-        emitter = emitter_of(job.spec)(mil.Builder, job.spec, job.weights, plan)
-        function.set_outputs(emitter.outputs(function.inputs[IMAGE], size))
-    program.add_function(MAIN, function)
-    layouts = {DEPTH: ct.colorlayout.GRAYSCALE_FLOAT16, COLORS: ct.colorlayout.RGB}
+    ct, plan = tools.coremltools(), job.plan
+    program, emitter = _emit(job, size)
+    function = program.functions[MAIN]
+    gray, rgb = ct.colorlayout.GRAYSCALE_FLOAT16, ct.colorlayout.RGB
     names = [output.name for output in function.outputs]
-    function.set_output_types([ct.ImageType(name=name, color_layout=layouts[name]) for name in names])
+    images = [ct.ImageType(name=name, color_layout=rgb if name == COLORS else gray) for name in names]
+    function.set_output_types(images)
     with tools.quiet():
         model = ct.convert(
             program,
@@ -161,10 +155,24 @@ def _convert(job: _Job, size: Size) -> Any:
             convert_to="mlprogram",
             compute_precision=getattr(ct.precision, plan.precision.upper()),
             inputs=[ct.ImageType(name=IMAGE, shape=(1, 3, *size), color_layout=ct.colorlayout.RGB)],
-            minimum_deployment_target=target,
+            minimum_deployment_target=getattr(ct.target, plan.target),
             skip_model_load=True,
         )
     return model if plan.compress is None else compress_weights(model, plan.compress, emitter.float_prefixes)
+
+
+def _emit(job: _Job, size: Size) -> tuple[Any, Emitter]:
+    """The graph of one function before conversion, as coremltools' ``Program``, and what wrote it."""
+    ct = tools.coremltools()
+    mil, target = ct.converters.mil, getattr(ct.target, job.plan.target)
+    mil.Builder.name_count.clear()  # coremltools does so after a conversion only, not after one that failed
+    program = mil.Program()
+    image = mil.Builder.placeholder(shape=(1, 3, *size), dtype=mil.mil.types.fp32)
+    with mil.Function({IMAGE: image}, opset_version=target) as function:
+        emitter = emitter_of(job.spec)(mil.Builder, job.spec, job.weights, job.plan)
+        function.set_outputs(emitter.outputs(function.inputs[IMAGE], size))
+    program.add_function(MAIN, function)
+    return program, emitter
 
 
 def _merge(models: dict[str, Any], scratch: Path) -> tuple[Any, Path]:
@@ -185,16 +193,21 @@ def _merge(models: dict[str, Any], scratch: Path) -> tuple[Any, Path]:
 def _describe(spec: Any, job: _Job) -> None:
     """Write what a developer reads in Xcode, and what the check reads back."""
     plan, model = job.plan, job.spec
+    emitter, depth = emitter_of(model), depth_text(plan.output, model)
+    texts = {
+        IMAGE: "The photo in RGB, upright, scaled to fill.",
+        DEPTH: depth,
+        **emitter.extras,
+        COLORS: f"The depth painted with {plan.cmap}: near is its last color.",
+    }
     description = spec.description
     for function in description.functions or [description]:
-        function.input[0].shortDescription = "The photo in RGB, upright, scaled to fill."
-        function.output[0].shortDescription = depth_text(plan.output, model)
-        if plan.cmap is not None:
-            function.output[1].shortDescription = f"The depth painted with {plan.cmap}: near is its last color."
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = texts[feature.name]
     metadata = description.metadata
     metadata.Clear()
     owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
-    metadata.shortDescription = f"{model.name}: {depth_text(plan.output, model)}"
+    metadata.shortDescription = f"{model.name}: {depth} {emitter.note}".rstrip()
     metadata.author = f"{owner} (weights), mlx-depth (conversion)"
     metadata.license = model.license or "unknown: ask the authors of the weights"
     metadata.versionString = __version__
@@ -208,15 +221,18 @@ def _describe(spec: Any, job: _Job) -> None:
 
 def _facts(job: _Job) -> dict[str, str]:
     plan, model = job.plan, job.spec
-    max_depth = model.config.max_depth
+    emitter, max_depth = emitter_of(model), model.config.max_depth
+    focal_length = emitter.focal_length(model.config) if plan.output == "metric" else None
     return {
         "attention": plan.attention,
         "colormap": plan.cmap or "",
         "compress": plan.compress or "",
         "depth_kind": model.depth_kind.value,
+        "focal_length": "" if focal_length is None else f"{focal_length:g}",
         "layout": plan.layout,
         "max_depth": "" if max_depth is None else str(max_depth),
         "model": model.name,
+        "note": emitter.note,
         "output": plan.output,
         "precision": plan.precision,
         "revision": job.revision or "",
@@ -229,6 +245,12 @@ def depth_text(output: str, spec: ModelSpec) -> str:
     """What the depth output means, in words."""
     if output == "normalized":
         return "Depth between 0 and 1 over the image, 1 = nearest."
+    focal_length = emitter_of(spec).focal_length(spec.config)
+    if focal_length is not None:
+        return (
+            f"Depth in metres for a focal length of {focal_length:g} pixels of this image, larger = farther: multiply "
+            f"by the focal length in pixels of this image / {focal_length:g}."
+        )
     if spec.depth_kind is DepthKind.METRIC:
         return f"Depth in metres, larger = farther, at most {spec.config.max_depth:g}."
     return f"{spec.depth_kind.description.capitalize()}, comparable between the frames of a video."

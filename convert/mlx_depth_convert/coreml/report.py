@@ -144,6 +144,11 @@ class PackageReport:
         lines = [f"{verdict}: error at most {gate.relative:g}, correlation at least {gate.correlation:g}"]
         if self.passed and not any(function.devices for function in self.functions):
             lines.append("Proved: graph, weights and interface. Apple's kernels: run this command on a Mac.")
+        absent = sorted({name for function in self.functions for name in function.final.absent})
+        lines += [
+            f"Not proved: {name}, of which the picture has none. Check with an --image that shows some."
+            for name in absent
+        ]
         lines += [f"FAULT {fault}" for fault in self.faults]
         compress = f", {self.compress}" if self.compress else ""
         lines += ["", f"{self.path.name} against {self.model}: {self.precision}{compress}"]

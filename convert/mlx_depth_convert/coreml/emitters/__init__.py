@@ -4,19 +4,32 @@ from mlx_depth.errors import OptionError
 from mlx_depth.registry import ModelSpec
 from mlx_depth_convert.coreml.emitters.base import Emitter
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
+from mlx_depth_convert.coreml.emitters.depth_anything_3 import AnyViewEmitter, MonoEmitter
 
-EMITTERS: dict[str, type[Emitter]] = {"depth_anything": DepthAnythingEmitter}
+EMITTERS: dict[str, type[Emitter]] = {
+    "depth_anything": DepthAnythingEmitter,
+    "depth_anything_3": AnyViewEmitter,
+    "depth_anything_3_mono": MonoEmitter,
+}
+REFUSED = {  # family → why, and what to do instead
+    "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "
+    "depth-anything-3-metric-large, whose metres need the focal length, or depth-anything-3-large-1.1",
+}
 
 
 def emitter_of(spec: ModelSpec) -> type[Emitter]:
-    """The emitter of a model's family.
+    """The emitter of a model.
 
     Raises:
-        OptionError: If there is none.
+        OptionError: If there is none for its family, or its network is not exported.
     """
-    if spec.family not in EMITTERS:
+    emitter = EMITTERS.get(spec.family)
+    why = REFUSED.get(spec.family) if emitter is None else emitter.refusal(spec.config)
+    if why is not None:
+        raise OptionError(f"{spec.name} {why}.")
+    if emitter is None:
         raise OptionError(
             f"{spec.name} is of the family {spec.family}, which Core ML export does not know yet: "
             f"choose a model of {', '.join(EMITTERS)}."
         )
-    return EMITTERS[spec.family]
+    return emitter

@@ -50,10 +50,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """What a LayerNorm does after it has normalized: a factor and an offset for each channel."""
+
+    gamma: Array
+    beta: Array
+
+
+@dataclass(frozen=True)
 class Emitter:
     """Writes the operations of one function into the builder ``mb`` (coremltools' ``mil.Builder``).
 
-    A family's emitter is a subclass with ``multiple_of``, ``splits_attention`` and ``depth``.
+    A family's emitter is a subclass with ``multiple_of``, ``splits_attention`` and ``maps``; the rest has defaults.
     """
 
     mb: Any
@@ -63,6 +71,12 @@ class Emitter:
 
     float_prefixes: ClassVar[tuple[str, ...]] = ()
     """What the names of weights begin with that compression leaves alone."""
+
+    extras: ClassVar[Mapping[str, str]] = {}
+    """Image outputs beside the depth: name, which is that of the field of ``DepthOutputs``, → what it means."""
+
+    note: ClassVar[str] = ""
+    """What the library gives for such a model and the package does not, in a sentence or two; empty for nothing."""
 
     @staticmethod
     def multiple_of(config: Any) -> int:
@@ -74,27 +88,37 @@ class Emitter:
         """Whether attention that is left open is split by head on the Neural Engine."""
         raise NotImplementedError
 
-    def depth(self, image: Var, size: Size, name: str) -> Var:
+    @staticmethod
+    def refusal(config: Any) -> str | None:
+        """Why such a network is not exported, and what to do instead; None where it is."""
+        return None
+
+    @staticmethod
+    def focal_length(config: Any) -> float | None:
+        """The focal length, in pixels of the image, at which the depth is in metres; None where metres need none."""
+        return None
+
+    def maps(self, image: Var, size: Size, name: str) -> list[Var]:
         """Write the network.
 
         Args:
             image: 8-bit RGB as floats, (1, 3, H, W).
             size: Its ``(height, width)`` in pixels.
-            name: Of the last operation.
+            name: Of the operation that gives the depth.
         Returns:
-            Depth in the kind and unit of the model, (1, 1, H, W).
+            Depth in the kind and unit of the model, then the ``extras``, by name and in their order: (1, 1, H, W) each.
         """
         raise NotImplementedError
 
     def outputs(self, image: Var, size: Size) -> list[Var]:
-        """Depth as the plan wants it, (1, 1, H, W), and, if asked for, its colors, (1, 3, H, W)."""
+        """Depth as the plan wants it and the extras, (1, 1, H, W), and, if asked for, its colors, (1, 3, H, W)."""
         normalized, cmap = self.plan.output == "normalized", self.plan.cmap
-        value = self.depth(image, size, "nearness_raw" if normalized else DEPTH)
+        value, *extras = self.maps(image, size, "nearness_raw" if normalized else DEPTH)
         if not normalized and cmap is None:
-            return [value]
+            return [value, *extras]
         near = self.nearness(value, DEPTH if normalized else "nearness")
         depth = near if normalized else value
-        return [depth] if cmap is None else [depth, self.colors(near, cmap)]
+        return [depth, *extras] if cmap is None else [depth, *extras, self.colors(near, cmap)]
 
     def nearness(self, value: Var, name: str) -> Var:
         """``DepthResult.normalized``: 0..1 over the image, 1 = nearest."""

@@ -11,30 +11,38 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2Config
+from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.nn.position import resize_position_table
+from mlx_depth.nn.rope import Rotation
+from mlx_depth.nn.uv_position import uv_position
 from mlx_depth.processor import Processor
-from mlx_depth_convert.coreml.emitters.base import Array, Layer, Weights
+from mlx_depth_convert.coreml.emitters.base import Affine, Array, Layer, Size, Weights
 
 Wide = npt.NDArray[np.float64]
 
 # 2 ** -STREAM_SHIFT on the residual stream. Two is the most that keeps LayerNorm's epsilon representable in float16.
 STREAM_SHIFT = 2
 STREAM_SCALE = 2.0**-STREAM_SHIFT
-STREAM_EPS = LAYER_NORM_EPS * STREAM_SCALE**2
 
 PIXEL_SCALE = 2.0**-6  # (pixel − whole number) / 64 is exact in float16 for every 8-bit pixel
 
 
 @dataclass(frozen=True)
 class Block:
-    """A transformer block without LayerScale and with bare LayerNorms."""
+    """A transformer block without LayerScale and with bare LayerNorms, but for those of queries and keys."""
 
     query: Layer
     key: Layer
     value: Layer
     out: Layer
     mlp: tuple[Layer, ...]  # fc1, fc2; SwiGLU: gate, up, down
+    query_norm: Affine | None = None  # of each head
+    key_norm: Affine | None = None
+
+
+def stream_eps(eps: float) -> float:
+    """A LayerNorm's epsilon on the scaled residual stream."""
+    return eps * STREAM_SCALE**2
 
 
 def fold_pixels(processor: Processor, weights: Weights) -> tuple[Array, Layer]:
@@ -65,6 +73,36 @@ def fold_tokens(config: DINOv2Config, weights: Weights) -> Array:
     return (np.concatenate(rows) * STREAM_SCALE).astype(np.float32)
 
 
+def fold_camera_token(weights: Weights) -> Array:
+    """The token that stands for the camera of a view alone, ``(1, C)``, on the scaled stream."""
+    return (_wide(weights["backbone.camera_token"])[0, :1] * STREAM_SCALE).astype(np.float32)  # [1]: of further views
+
+
+def fold_rotation(rotation: Rotation) -> tuple[Array, Array]:
+    """Factors of each token's channels and of the channels that turn with them, ``(S, d)`` each.
+
+    With the quarters of a head's channels a b c d, the partners are b a d c: the signs go into the sines.
+    """
+    cos, sin = (np.array(table) for table in rotation)
+    signs = np.repeat(np.array([-1, 1, -1, 1], np.float32), sin.shape[1] // 4)
+    return cos, sin * signs
+
+
+def fold_uv(size: Size, channels: int) -> tuple[Array, Array]:
+    """The UV embedding of a map of the image's aspect: for its rows ``(1, C, h, 1)``, for its columns ``(1, C, 1, w)``.
+
+    The first half of the channels sees the column alone, the second the row alone.
+    """
+    rows, columns = (np.array(table).T for table in uv_position(size, channels, size[1] / size[0]))  # (C / 2, length)
+    rows, columns = np.concatenate([0 * rows, rows]), np.concatenate([columns, 0 * columns])
+    return rows[None, :, :, None], columns[None, :, None]
+
+
+def fold_stream_norm(weights: Weights, path: str) -> Affine:
+    """The affine of a LayerNorm whose result is on the scaled stream."""
+    return _gain(weights, path, STREAM_SCALE)
+
+
 def fold_positions(config: DINOv2Config, weights: Weights, grid_size: tuple[int, int]) -> Array:
     """The position table at a grid's size, by the checkpoint's rule: ``(gh * gw, C)``, on the scaled stream."""
     table = weights["backbone.pos_embed"][:, 1:].astype(mx.float32)
@@ -84,11 +122,12 @@ def fold_block(config: DINOv2Config, weights: Weights, index: int, *, softmax_sc
         The block; its two outputs are on the scaled residual stream.
     """
     path = f"backbone.blocks.{index}"
+    has_norms = f"{path}.attn.query_norm.weight" in weights
     scale = (config.embed_dim // config.num_heads) ** -0.5 if softmax_scale else 1.0
     hidden = ("gate_proj", "up_proj") if config.swiglu else ("fc1",)
     last = "down_proj" if config.swiglu else "fc2"
     return Block(
-        query=_after_norm(weights, f"{path}.norm1", f"{path}.attn.query_proj", scale),
+        query=_after_norm(weights, f"{path}.norm1", f"{path}.attn.query_proj", 1.0 if has_norms else scale),
         key=_after_norm(weights, f"{path}.norm1", f"{path}.attn.key_proj"),
         value=_after_norm(weights, f"{path}.norm1", f"{path}.attn.value_proj"),
         out=_before_stream(weights, f"{path}.attn.out_proj", f"{path}.layer_scale1.gamma"),
@@ -96,14 +135,16 @@ def fold_block(config: DINOv2Config, weights: Weights, index: int, *, softmax_sc
             *(_after_norm(weights, f"{path}.norm2", f"{path}.mlp.{name}") for name in hidden),
             _before_stream(weights, f"{path}.mlp.{last}", f"{path}.layer_scale2.gamma"),
         ),
+        query_norm=_gain(weights, f"{path}.attn.query_norm", scale) if has_norms else None,
+        key_norm=_gain(weights, f"{path}.attn.key_norm") if has_norms else None,
     )
 
 
-def fold_projection(weights: Weights, level: int) -> Layer:
-    """The projection that reads a tapped layer, with the backbone's last LayerNorm: ``(O, I, 1, 1)``."""
+def fold_projection(weights: Weights, level: int, norm: str) -> Layer:
+    """The projection that reads a tapped layer, with the affine of the LayerNorm before it: ``(O, I, 1, 1)``."""
     path = f"head.reassemble.{level}.projection"
     kernel = _wide(weights[f"{path}.weight"])[:, 0, 0, :]  # O11I → OI
-    folded = _affine(weights, "backbone.norm", kernel, _wide(weights[f"{path}.bias"]))
+    folded = _affine(weights, norm, kernel, _wide(weights[f"{path}.bias"]))
     return _layer(folded[0][:, :, None, None], folded[1])
 
 
@@ -117,10 +158,34 @@ def transposed_convolution(weights: Weights, path: str) -> Layer:
     return _layer(_wide(weights[f"{path}.weight"]).transpose(3, 0, 1, 2), _bias(weights, path))  # OhwI → IOhw
 
 
+def stacked(first: Layer, second: Layer) -> Layer:
+    """Two convolutions of the same input as one; its output is the first's, then the second's."""
+    assert first.bias is not None
+    assert second.bias is not None
+    return Layer(np.concatenate([first.weight, second.weight]), np.concatenate([first.bias, second.bias]))
+
+
+def side_by_side(first: Layer, second: Layer) -> Layer:
+    """Two convolutions as one that takes the input of the first, then that of the second."""
+    widened = [
+        Layer(np.pad(layer.weight, ((0, 0), (before, after), (0, 0), (0, 0))), layer.bias)
+        for layer, before, after in (
+            (first, 0, second.weight.shape[1]),
+            (second, first.weight.shape[1], 0),
+        )
+    ]
+    return stacked(*widened)
+
+
 def _after_norm(weights: Weights, norm: str, path: str, scale: float = 1.0) -> Layer:
     """A linear layer that takes the affine of the LayerNorm before it."""
     kernel, bias = _affine(weights, norm, _wide(weights[f"{path}.weight"]), _wide(weights[f"{path}.bias"]))
     return _layer(kernel * scale, bias * scale)
+
+
+def _gain(weights: Weights, norm: str, scale: float = 1.0) -> Affine:
+    gamma, beta = (_wide(weights[f"{norm}.{part}"]) * scale for part in ("weight", "bias"))
+    return Affine(gamma.astype(np.float32), beta.astype(np.float32))
 
 
 def _affine(weights: Weights, norm: str, kernel: Wide, bias: Wide) -> tuple[Wide, Wide]:
