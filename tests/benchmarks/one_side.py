@@ -30,9 +30,7 @@ class Task(NamedTuple):
     side: str
     device: str  # cpu or gpu
     dtype: str
-    folder: (
-        str  # of the model, of pixels.npy, (B, H, W, 3) or (1, V, H, W, 3), and of the depth that this writes
-    )
+    folder: str  # of the model, of pixels.npy, (B, H, W, 3) or (1, V, H, W, 3), and of the depth that this writes
     seconds: float  # for the timed calls
     busy: bool  # processor time instead of wall-clock
 
