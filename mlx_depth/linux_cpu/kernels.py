@@ -7,6 +7,7 @@ float32 alone: gradients do not pass.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -74,19 +75,34 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
 def _attend_in_chunks(query: mx.array, key: mx.array, value: mx.array, start: int, stop: int) -> mx.array:
     M = key.shape[0]
     count = 1 if M <= _MOST_KEYS else math.ceil(M / _SOME_KEYS)
-    keys = list(itertools.pairwise(M * i // count for i in range(count + 1)))
     chunk = _CHUNK_ELEMENTS // math.ceil(M / count)
-    edges = [*range(start, stop, chunk), stop]
-    return mx.concatenate(
-        [
-            _join([_attend(query[i:j], key[first:end], value[first:end]) for first, end in keys])
-            for i, j in itertools.pairwise(edges)
-        ]
-    )
+    edges = itertools.pairwise(M * i // count for i in range(count + 1))
+    parts = [(key[first:end], value[first:end]) for first, end in edges]
+    outputs: list[mx.array] = []
+    for i, j in itertools.pairwise([*range(start, stop, chunk), stop]):
+        some = query[i:j]
+        if outputs:
+            (some,) = mx.depends([some], outputs[-1:])  # else MLX makes the scores of many chunks at once
+        outputs.append(_attend_to_parts(some, parts))
+    return mx.concatenate(outputs)
+
+
+def _attend_to_parts(query: mx.array, parts: Sequence[tuple[mx.array, mx.array]]) -> mx.array:
+    """Keys and values in parts, one after another → (n, D)."""
+    values, weights, largest = _attend(query, *parts[0])
+    for key, value in parts[1:]:
+        (query,) = mx.depends([query], [values, weights])
+        part = _attend(query, key, value)
+        larger = mx.maximum(largest, part.largest)
+        before, after = (_power_of_two(one - (larger + 0.5)) for one in (largest, part.largest))
+        values = values * before[:, None] + part.values * after[:, None]
+        weights = weights * before + part.weights * after
+        largest = larger
+    return values / (weights + (largest - largest))[:, None]  # NaN where the largest is not finite
 
 
 class _Sums(NamedTuple):
-    """Of some keys, both in units of 2**largest."""
+    """Over some keys, both in units of 2**largest."""
 
     values: mx.array  # weighted, (n, D)
     weights: mx.array  # (n,)
@@ -99,18 +115,6 @@ def _attend(query: mx.array, key: mx.array, value: mx.array) -> _Sums:
     largest = scores.max(axis=0)
     weights = _power_of_two(scores - (largest + 0.5))
     return _Sums(weights.T @ value, weights.sum(axis=0), largest)
-
-
-def _join(parts: list[_Sums]) -> mx.array:
-    """The output of all keys, (n, D)."""
-    values, total, largest = parts[0]
-    for part in parts[1:]:
-        larger = mx.maximum(largest, part.largest)
-        before, after = (_power_of_two(one - (larger + 0.5)) for one in (largest, part.largest))
-        values = values * before[:, None] + part.values * after[:, None]
-        total = total * before + part.weights * after
-        largest = larger
-    return values / (total + (largest - largest))[:, None]  # NaN where the largest is not finite
 
 
 def gelu(x: mx.array) -> mx.array:

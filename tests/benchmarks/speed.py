@@ -86,7 +86,7 @@ def caption(options: argparse.Namespace) -> str:
         f"side, which take turns, {options.seconds:g} s of calls in each after {WARM_UPS[options.device]} to warm up. "
         f"Ratio: mlx-depth to {others}. Peaks ({PEAKS[options.device]}) and loads (wall-clock, from the folder to the "
         "device, modules imported before; torch reads a mapped file when it first computes) in the order of the sides. "
-        f"Difference to transformers: the largest, relative to the largest depth."
+        f"Difference to {reference}: the largest, relative to the largest depth."
     )
 
 

@@ -209,6 +209,17 @@ def test_scores_fit_the_caches_whatever_the_keys(count: int, monkeypatch: pytest
     assert sum(keys * queries for keys, queries in shapes) == count * queries.shape[2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="tiles of scores are for a Linux CPU")
+def test_few_tiles_of_scores_exist_at_once() -> None:
+    """1,200 queries meet 20 tiles of keys, three times: 60 tiles of 2 MB, made one after another."""
+    query, key = array("query", 1, 1, 1200, 8), array("key", 1, 1, 20_000, 8)
+    mx.eval(query, key)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(kernels.attention(query, key, key, scale=1.0))
+    assert mx.get_peak_memory() - before < 10 * kernels.CACHE_BYTES
+
+
 @pytest.mark.usefixtures("few_keys")
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("index", [0, 8, 19])
