@@ -21,6 +21,7 @@ from mlx_depth.errors import (
     OptionError,
     SaveError,
 )
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.image import ImageInfo, LoadedImage, load_image
@@ -29,7 +30,8 @@ from mlx_depth.predictor import load, predict
 from mlx_depth.processor import Processor
 from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
-from mlx_depth.scene import Gaussians, SceneResult
+from mlx_depth.scene import SceneResult
+from mlx_depth.sequence import merge_scenes
 from mlx_depth.version import __version__
 from mlx_depth.weights.quantization import Quantization
 
@@ -58,5 +60,6 @@ __all__ = [
     "list_models",
     "load",
     "load_image",
+    "merge_scenes",
     "predict",
 ]

@@ -1,6 +1,7 @@
 """The errors that a user can cause. Each message ends with the next step; the command line prints it alone."""
 
 import unicodedata
+from collections.abc import Iterable
 
 MAX_QUOTED = 240  # characters of a file name, an address or a decoder's words in one message
 
@@ -43,6 +44,21 @@ def printable(foreign: object) -> str:
         text = f"{text[: MAX_QUOTED * 2 // 3]} … {text[-MAX_QUOTED // 6 :]}"
     escaped = "".join(map(_printable_character, text))
     return escaped if len(escaped) <= MAX_QUOTED else f"{escaped[: MAX_QUOTED - 2]} …"
+
+
+def similar(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """What a misspelled name may have meant.
+
+    Args:
+        name: As it was written.
+        known: The names there are.
+        count: How many to find at most.
+    Returns:
+        Similar names, the most similar first; none where nothing is.
+    """
+    from difflib import get_close_matches  # only errors need it
+
+    return get_close_matches(name, list(known), n=count)
 
 
 def _printable_character(character: str) -> str:

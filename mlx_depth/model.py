@@ -20,17 +20,11 @@ from mlx_depth.multiview import Facts, PoseFrom, needed, prepare_views, scene_of
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import Camera, DepthResult
-from mlx_depth.runtime.forward import (
-    Forward,
-    cores_for,
-    evaluate,
-    forward_of,
-    warn_slow,
-    working_bytes,
-)
+from mlx_depth.runtime.forward import Forward, cores_for, evaluate, forward_of, warn_slow, working_bytes
 from mlx_depth.runtime.process import check_fork, computing
 from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, Size, stream
 from mlx_depth.scene import SceneResult
+from mlx_depth.sequence import predict_windows
 from mlx_depth.weights.safetensors_io import dtype_name
 
 Color = tuple[int, int, int]
@@ -175,13 +169,7 @@ class DepthModel:
             ImageError: If an image cannot be read, or the scene is nothing but sky and its metres are asked for.
             OptionError: If the model takes one view alone, or an option cannot work.
         """
-        if self.network.takes != "views":
-            raise OptionError(
-                f"{self.spec.name} takes one view: use predict, or a model for several, such as depth-anything-3-small."
-            )
-        if pose_from not in get_args(PoseFrom):
-            raise OptionError(f"no pose_from {pose_from!r}: choose one of {', '.join(get_args(PoseFrom))}.")
-        self.check_input_size(input_size)
+        self._check_views(pose_from, input_size)
         found = find_photos(images) if isinstance(images, (str, Path)) else images
         loaded = [_reader(background, None)(image) for image in found]
         return self._predict_scene(
@@ -193,6 +181,49 @@ class DepthModel:
             {"reference_view": reference_view, "gaussians": gaussians},
         )
 
+    def predict_sequence(
+        self,
+        images: str | Path | Iterable[ImageSource],
+        *,
+        window: int = 32,
+        overlap: int = 8,
+        pose_from: PoseFrom = "camera",
+        reference_view: str = "saddle_balanced",
+        input_size: InputSize | None = None,
+        background: Color | None = None,
+    ) -> Iterator[SceneResult]:
+        """Predict more photos of one scene than fit at once, such as frames of a walk, in overlapping windows.
+
+        Args:
+            images: In order, as for ``predict_views``, like the other options; photos are read window by window.
+            window: Photos that the network sees together at most.
+            overlap: Photos that a window shares with the one before, by which it is joined.
+        Yields:
+            The new views of each window, in the world and unit of the first. ``merge_scenes`` makes one scene of them.
+        Raises:
+            ImageError: As for ``predict_views``.
+            OptionError: As for ``predict_views``, or if two windows do not fit together where they overlap.
+        """
+        self._check_views(pose_from, input_size)
+        found = find_photos(images) if isinstance(images, (str, Path)) else list(images)
+        options = {"reference_view": reference_view, "gaussians": False}
+        return predict_windows(
+            found,
+            _reader(background, None),
+            lambda group, size: self._predict_scene(group, None, None, pose_from, input_size, options, size),
+            window=window,
+            overlap=overlap,
+        )
+
+    def _check_views(self, pose_from: PoseFrom, input_size: InputSize | None) -> None:
+        if self.network.takes != "views":
+            raise OptionError(
+                f"{self.spec.name} takes one view: use predict, or a model for several, such as depth-anything-3-small."
+            )
+        if pose_from not in get_args(PoseFrom):
+            raise OptionError(f"no pose_from {pose_from!r}: choose one of {', '.join(get_args(PoseFrom))}.")
+        self.check_input_size(input_size)
+
     @computing
     def _predict_scene(
         self,
@@ -202,10 +233,11 @@ class DepthModel:
         pose_from: PoseFrom,
         input_size: InputSize | None,
         options: dict[str, Any],
+        size: Size | None = None,
     ) -> SceneResult:
         warn_slow()
         views = prepare_views(
-            images, self.processor, input_size=input_size, extrinsics=extrinsics, intrinsics=intrinsics
+            images, self.processor, input_size=input_size, extrinsics=extrinsics, intrinsics=intrinsics, size=size
         )
         key = tuple(options.values())
         if key not in self._forwards:

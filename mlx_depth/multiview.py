@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mlx_depth.camera import Camera
 from mlx_depth.errors import ImageError, OptionError
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.alignment import align_poses
 from mlx_depth.geometry.checks import check_extrinsics, check_intrinsics
 from mlx_depth.geometry.poses import as_3x4, camera_centers, normalize_extrinsics
@@ -19,7 +20,7 @@ from mlx_depth.io.image import LoadedImage
 from mlx_depth.models.base import DepthOutputs, Family, Photo, PhotoOutputs
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.result import DepthResult
-from mlx_depth.scene import Gaussians, SceneResult
+from mlx_depth.scene import SceneResult
 from mlx_depth.views import Offset, intrinsics_to_network, intrinsics_to_photo, unify
 
 PoseFrom = Literal["camera", "rays"]
@@ -63,6 +64,7 @@ def prepare_views(
     input_size: InputSize | None,
     extrinsics: npt.ArrayLike | None,
     intrinsics: npt.ArrayLike | None,
+    size: Size | None = None,
 ) -> Views:
     """Resize photos to a common size, and bring given cameras to it.
 
@@ -70,13 +72,14 @@ def prepare_views(
         images: The photos, of any sizes: those of other shapes are cropped to the smallest height and width.
         processor: Of the model.
         input_size: As for ``DepthModel.predict_views``, like the cameras.
+        size: The common size, in network pixels; None: of the smallest height and width.
     Raises:
-        OptionError: If there is no photo, or the cameras do not fit them.
+        OptionError: If there is no photo, one is smaller than ``size``, or the cameras do not fit them.
     """
     if not images:
         raise OptionError("a scene has at least one photo: give some.")
     sizes = tuple(processor.network_size(image.info.size, input_size) for image in images)
-    pixel_values, offsets = unify([processor(image.pixels, input_size=input_size) for image in images])
+    pixel_values, offsets = unify([processor(image.pixels, input_size=input_size) for image in images], size)
     views = Views(tuple(images), pixel_values, sizes, offsets)
     if extrinsics is None and intrinsics is None:
         return views
@@ -170,14 +173,15 @@ def scene_of(outputs: DepthOutputs, views: Views, model: Facts, evaluate: Callab
 
 def _scale_to(own: Floats, given: Floats) -> float:
     """Units of the network per unit of the given cameras."""
-    if len(given) > 2:
-        return align_poses(own, given, ransac=len(given) >= VIEWS_FOR_RANSAC).scale
     if len(given) < 2:
         return 1.0  # one camera tells no scale
-    distances = [float(np.linalg.norm(np.diff(camera_centers(poses), axis=0))) for poses in (own, given)]
-    if not (np.isfinite(distances).all() and min(distances) > 0):
-        raise OptionError("the two cameras stand in one place, which tells no scale: give views from different places.")
-    return distances[0] / distances[1]
+    try:
+        return align_poses(own, given, ransac=len(given) >= VIEWS_FOR_RANSAC).scale
+    except OptionError:  # on a line: upstream stops, as that leaves the rotation open, but it does not the scale
+        spreads = [np.linalg.norm(centers - centers.mean(axis=0)) for centers in map(camera_centers, (own, given))]
+    if not (np.isfinite(spreads).all() and min(spreads) > 0):
+        raise OptionError("the given cameras stand in one place, which tells no scale: give views from several places.")
+    return float(spreads[0] / spreads[1])
 
 
 def _gaussians(outputs: DepthOutputs, views: Views) -> Gaussians | None:

@@ -1,12 +1,11 @@
 """The published models, as data: one screen a family."""
 
-import difflib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_depth.errors import ModelNotFoundError
+from mlx_depth.errors import ModelNotFoundError, similar
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
@@ -330,7 +329,7 @@ def find_model(name: str) -> ModelSpec:
         raise ModelNotFoundError(
             f"no model {name!r}: {absent} is not here yet. `mlx-depth models` lists all there are."
         )
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    near = similar(key, names)
     hint = f"did you mean {names[near[0]].name!r}? " if near else ""
     raise ModelNotFoundError(
         f"no model {name!r}: {hint}`mlx-depth models` lists all; write ./{name} for a folder of that name."

@@ -1,12 +1,10 @@
 """What a prediction returns: a depth map that knows its kind, its unit and where it came from."""
 
-import base64
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +14,14 @@ from mlx_depth.errors import OptionError
 from mlx_depth.fit import fit_line
 from mlx_depth.io.colormaps import apply_colormap
 from mlx_depth.io.encode import Content
+from mlx_depth.io.notebook import figure
 from mlx_depth.io.png16 import png16_scale, png16_values
 from mlx_depth.io.save import save
 from mlx_depth.kinds import DepthKind
 from mlx_depth.version import __version__
 
-_NOTEBOOK_SIZE = (1024, 640)  # width, height at the most, in pixels
+if TYPE_CHECKING:
+    from mlx_depth.scene import SceneResult
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -219,6 +219,26 @@ class DepthResult:
         scale, shift = fit_line(self.depth, known_points, inverse=self.kind is DepthKind.RELATIVE_INVERSE)
         return self.metric(scale, shift, max_depth=max_depth)
 
+    def to_scene(
+        self,
+        *,
+        intrinsics: npt.ArrayLike | None = None,
+        focal_length_px: float | None = None,
+        fov: float | None = None,
+        near: float | None = None,
+        far: float | None = None,
+    ) -> "SceneResult":
+        """A scene of one view, which gives points, meshes and pages; see ``single_view.scene_of_result``.
+
+        The camera is the given one (intrinsics, focal length in pixels, or horizontal field of view in degrees), else
+        the model's, else EXIF's, else one of 60 degrees. Inverse depth goes between ``near`` and ``far`` (1 and 10).
+        """
+        from mlx_depth.single_view import scene_of_result  # it knows results, too
+
+        return scene_of_result(
+            self, intrinsics=intrinsics, focal_length_px=focal_length_px, fov=fov, near=near, far=far
+        )
+
     @overload
     def save(
         self,
@@ -339,23 +359,7 @@ class DepthResult:
         return np.array(self.depth, dtype=dtype, copy=copy)
 
     def _repr_html_(self) -> str:
-        import html
-
-        data = base64.b64encode(self._notebook_png()).decode()
-        caption = html.escape(repr(self))
-        return (
-            f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-
-    def _notebook_png(self) -> bytes:
-        from PIL import Image
-
-        picture = Image.fromarray(self._picture())
-        picture.thumbnail(_NOTEBOOK_SIZE)
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        return stream.getvalue()
+        return figure(self._picture(), repr(self))
 
     def _picture(self) -> npt.NDArray[np.uint8]:
         return self.colorize() if self.image is None else self.side_by_side()

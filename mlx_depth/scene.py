@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError, SaveError
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.checks import check_array, check_count, check_depth, check_extrinsics, check_intrinsics
 from mlx_depth.geometry.point_filter import PointFilter, Points, choose_points, has_depth
 from mlx_depth.io.formats import format_of
 from mlx_depth.io.scene.colmap import write_colmap
+from mlx_depth.io.scene.drawing import depth_colors
 from mlx_depth.io.scene.gaussian_ply import write_gaussian_ply
 from mlx_depth.io.scene.npz import write_npz
 from mlx_depth.io.scene.ply import write_ply
@@ -25,63 +27,15 @@ SCENE_FORMATS: dict[str, tuple[str, ...]] = {
     "ply": (".ply",),
     "gaussians": (".ply",),
     "glb": (".glb",),
+    "mesh": (".glb",),
+    "html": (".html",),
     "npz": (".npz",),
 }
 """Format → the suffixes it may have; of those that share one the first has it."""
 
 _BORDER = 8 / 256  # of upstream's Gaussian export, and the quantile below, too
 _DEPTH_QUANTILE = 0.9
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Gaussians:
-    """3D Gaussians of one scene, in its world.
-
-    Attributes:
-        means: ``(N, 3)``, float32, world coordinates.
-        scales: ``(N, 3)``, float32, standard deviations along the own axes, in the unit of the means.
-        rotations: ``(N, 4)``, float32, quaternions w, x, y, z.
-        harmonics: ``(N, 3, D)``, float32, spherical harmonics of red, green, blue; D = (degree + 1)².
-        opacities: ``(N,)``, float32, 0..1.
-    """
-
-    means: npt.NDArray[np.float32]
-    scales: npt.NDArray[np.float32]
-    rotations: npt.NDArray[np.float32]
-    harmonics: npt.NDArray[np.float32]
-    opacities: npt.NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        count = len(self.opacities)
-        shapes = {"means": (count, 3), "scales": (count, 3), "rotations": (count, 4), "opacities": (count,)}
-        for name, expected in shapes.items():
-            check_array(f"gaussians.{name}", getattr(self, name), expected)
-        shape = np.shape(self.harmonics)
-        terms = shape[2] if len(shape) == 3 else 0
-        if terms == 0 or round(terms**0.5) ** 2 != terms:
-            raise OptionError(f"gaussians.harmonics has shape {shape}: give (N, 3, D) with D = (degree + 1)².")
-        check_array("gaussians.harmonics", self.harmonics, (count, 3, terms))
-        for name in (*shapes, "harmonics"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise OptionError(f"gaussians.{name} holds numbers that are not finite: leave those Gaussians out.")
-        if (self.scales < 0).any() or (self.opacities < 0).any() or (self.opacities > 1).any():
-            raise OptionError(
-                "gaussians.scales is below 0, or opacities not within 0..1: give them without log or logit."
-            )
-
-    def __len__(self) -> int:
-        return len(self.opacities)
-
-    def __repr__(self) -> str:
-        return f"Gaussians({len(self)}, harmonics of degree {round(self.harmonics.shape[2] ** 0.5) - 1})"
-
-    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Every array by its name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def chosen(self, mask: npt.NDArray[np.bool_]) -> "Gaussians":
-        """Those where ``mask``, ``(N,)``, is True."""
-        return Gaussians(**{name: values[mask] for name, values in self.arrays().items()})
+_NO_EDGE = 1e9  # a jump that no depth makes
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -103,6 +57,8 @@ class SceneResult:
         gaussians: The scene as 3D Gaussians.
         views: V results at the sizes of the photos, each with its camera in pixels of the photo; may be empty.
         names: V names of the photos; may be empty.
+        photo_sizes: V times ``(height, width)`` of the photos; may be empty, as ``views`` tell them too.
+        photo_intrinsics: ``(V, 3, 3)``, float, in pixels of the photos, beside ``photo_sizes``.
         model: Name of the model.
         revision: Commit or version of the weights.
         dtype: Number format that the network computed in.
@@ -123,6 +79,8 @@ class SceneResult:
     gaussians: Gaussians | None = None
     views: tuple[DepthResult, ...] = ()
     names: tuple[str, ...] = ()
+    photo_sizes: tuple[tuple[int, int], ...] = ()
+    photo_intrinsics: npt.NDArray[np.floating] | None = None
     model: str | None = None
     revision: str | None = None
     dtype: str = "float32"
@@ -146,9 +104,13 @@ class SceneResult:
         check_intrinsics(self.intrinsics, views)
         check_extrinsics(self.extrinsics, views)
         self._check_rays()
-        for name, parts in (("views", self.views), ("names", self.names)):
+        for name, parts in (("views", self.views), ("names", self.names), ("photo_sizes", self.photo_sizes)):
             if parts:
                 check_count(name, len(parts), views)
+        if bool(self.photo_sizes) != (self.photo_intrinsics is not None):
+            raise OptionError("photo_sizes and photo_intrinsics belong together: give both, or none.")
+        if self.photo_intrinsics is not None:
+            check_intrinsics(self.photo_intrinsics, views)
         if self.scale_factor is not None and not (np.isfinite(self.scale_factor) and self.scale_factor > 0):
             raise OptionError(f"scale_factor {self.scale_factor} is not a finite number above 0: give one.")
 
@@ -240,9 +202,11 @@ class SceneResult:
             target: The file; ``~`` is expanded and missing folders are made.
             format: One of ``SCENE_FORMATS``. Default: by the suffix. ply: colored points. gaussians: the 3D Gaussians,
                 a .ply too, as ``save_gaussians`` writes them. glb: colored points and the cameras (needs
-                ``mlx-depth[scene]``). npz: every array; ``image``, ``depth``, ``conf``, ``extrinsics`` and
-                ``intrinsics`` have the names of upstream's export.
-            filter: Which pixels become points of ply and glb. Default: ``PointFilter()``.
+                ``mlx-depth[scene]``, as mesh does). mesh: a scene of one view as a surface with the photo on it.
+                html: a page that shows points and cameras in any browser, offline. npz: every array; ``image``,
+                ``depth``, ``conf``, ``extrinsics`` and ``intrinsics`` have the names of upstream's export.
+            filter: Which pixels become points of ply, glb and html. Default: ``PointFilter()``. A mesh leaves out the
+                same sky and unsure pixels, is cut at the same edges, and has ``max_points`` corners (a million).
             overwrite: Replace a file that exists.
         Returns:
             The path written.
@@ -260,13 +224,28 @@ class SceneResult:
             return self.save_gaussians(path, overwrite=overwrite)
         if name == "npz":
             return write_npz(path, arrays=self._arrays(), facts=self.sidecar(), overwrite=overwrite)
+        if name == "mesh":
+            return self._save_mesh(path, filter or PointFilter(), overwrite)
         chosen = self._some_points(filter)
         points, colors = chosen.positions, self._colors(chosen)
         if name == "ply":
             return write_ply(path, points=points, colors=colors, facts=self.sidecar(), overwrite=overwrite)
+        cameras = [(*matrices, self.size) for matrices in zip(self.intrinsics, self.extrinsics, strict=True)]
+        if name == "html":
+            from mlx_depth.io.scene.viewer import write_viewer  # a page, and what wraps it: only where it is written
+
+            return write_viewer(
+                path,
+                points=points,
+                colors=colors,
+                confidence=None if self.confidence is None else self.confidence.reshape(-1)[chosen.pixels],
+                depth_colors=depth_colors(self.depth.reshape(-1)[chosen.pixels]),
+                cameras=cameras,
+                facts=self.sidecar(),
+                overwrite=overwrite,
+            )
         from mlx_depth.io.scene.glb import write_glb  # by trimesh, an extra
 
-        cameras = [(*matrices, self.size) for matrices in zip(self.intrinsics, self.extrinsics, strict=True)]
         return write_glb(path, points=points, colors=colors, cameras=cameras, facts=self.sidecar(), overwrite=overwrite)
 
     def save_colmap(
@@ -294,7 +273,7 @@ class SceneResult:
         ``depth``.
         """
         chosen = self._some_points(filter)
-        sizes, intrinsics = self._photo_cameras()
+        sizes, intrinsics = self.photo_cameras()
         height, width = self.size
         views, place = np.divmod(chosen.pixels, height * width)
         rows, columns = np.divmod(place, width)
@@ -343,8 +322,10 @@ class SceneResult:
         if self.gaussians is None:
             raise OptionError("this scene has no Gaussians, which its model does not compute: write points instead.")
         kept = self.gaussians
+        sized = np.min(kept.scales, axis=1) > 0
         if border != 0 or depth_quantile != 1:
-            kept = kept.chosen(self._central(border, depth_quantile))
+            sized &= self._central(border, depth_quantile)
+        kept = kept.chosen(sized)
         if len(kept) == 0:
             raise SaveError("no Gaussian is left to write: lower border or raise depth_quantile.")
         path = Path(target).expanduser()
@@ -400,8 +381,36 @@ class SceneResult:
             "the filter leaves no points: loosen it, as with PointFilter(confidence_percentile=0, edge_threshold=None)."
         )
 
-    def _photo_cameras(self) -> tuple[list[tuple[int, int]], npt.NDArray[np.float64]]:
-        """Sizes and intrinsics of the photos where there are any, else of the depth."""
+    def _save_mesh(self, path: Path, filter: PointFilter, overwrite: bool) -> Path:
+        if len(self) != 1:
+            raise OptionError(f"a mesh is of one view, and the scene has {len(self)}: write glb, its points.")
+        from mlx_depth.io.scene.glb import MAX_VERTICES, write_mesh_glb  # by trimesh, an extra
+
+        kept = np.zeros(self.depth.size, np.bool_)
+        whole = dataclasses.replace(filter, edge_threshold=None, voxel_size=None, max_points=None)
+        kept[self._some_points(whole).pixels] = True
+        return write_mesh_glb(
+            path,
+            depth=np.where(kept.reshape(self.size), self.depth[0], np.float32(np.nan)),
+            image=self.images[0],
+            intrinsics=self.intrinsics[0],
+            extrinsics=self.extrinsics[0],
+            edge_threshold=filter.edge_threshold or _NO_EDGE,
+            max_vertices=filter.max_points or MAX_VERTICES,
+            facts=self.sidecar(),
+            overwrite=overwrite,
+        )
+
+    def photo_cameras(self) -> tuple[list[tuple[int, int]], npt.NDArray[np.float64]]:
+        """The cameras in pixels of the photos; in pixels of ``depth`` where the scene knows no photos.
+
+        Returns:
+            V sizes, ``(height, width)``, and the intrinsics in pixels of those, ``(V, 3, 3)``.
+        Raises:
+            OptionError: If one of ``views`` has no camera.
+        """
+        if self.photo_intrinsics is not None:
+            return list(self.photo_sizes), self.photo_intrinsics.astype(np.float64)
         if not self.views:
             return [self.size] * len(self), self.intrinsics.astype(np.float64)
         missing = [view for view, result in enumerate(self.views) if result.camera is None]

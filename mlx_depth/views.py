@@ -14,16 +14,17 @@ Offset = tuple[int, int]
 Floats = npt.NDArray[np.floating]
 
 
-def unify(views: Sequence[mx.array]) -> tuple[mx.array, tuple[Offset, ...]]:
+def unify(views: Sequence[mx.array], size: tuple[int, int] | None = None) -> tuple[mx.array, tuple[Offset, ...]]:
     """Crop views of different sizes, around their centers, to the smallest height and the smallest width.
 
     Args:
         views: Pixel values of each photo, ``(1, h, w, C)``, as ``Processor`` gives them; one type, any sizes.
+        size: Crop to this ``(height, width)`` instead, which none may fall short of.
     Returns:
         The batch, ``(1, V, H, W, C)``; and each crop's ``(top, left)``: row i of its view is row ``top + i`` of
         what came in.
     Raises:
-        OptionError: If there is no view, or one is not ``(1, h, w, C)``.
+        OptionError: If there is no view, one is not ``(1, h, w, C)``, or one is smaller than ``size``.
 
     ``_unify_batch_shapes`` of Depth Anything 3's ``input_processor.py``. An odd border is larger at the end; upstream
     rounds it in two ways (torchvision's for pixels), but sizes in whole patches of 14 never leave one.
@@ -31,7 +32,10 @@ def unify(views: Sequence[mx.array]) -> tuple[mx.array, tuple[Offset, ...]]:
     shapes = [view.shape for view in views]
     if not shapes or any(len(shape) != 4 or shape[0] != 1 or shape[3] != shapes[0][3] for shape in shapes):
         raise OptionError(f"views are pixel values (1, h, w, C) of one or more photos, not of shapes {shapes}.")
-    height, width = (min(shape[axis] for shape in shapes) for axis in (1, 2))
+    smallest = (min(shape[1] for shape in shapes), min(shape[2] for shape in shapes))
+    height, width = size or smallest
+    if height > smallest[0] or width > smallest[1]:
+        raise OptionError(f"a view of {smallest} pixels does not hold {(height, width)}: give one input_size (H, W).")
     offsets = tuple(((shape[1] - height) // 2, (shape[2] - width) // 2) for shape in shapes)
     crops = (view[:, top : top + height, left : left + width] for view, (top, left) in zip(views, offsets, strict=True))
     return mx.stack(list(crops), axis=1), offsets

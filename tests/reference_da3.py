@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter's values from its name: products keep their scale, gains stay near one, logarithms small."""
     if name.endswith("gamma"):
         return 0.3 + seeded(name, shape, 0.05)
+    if name.endswith("sky_output_conv2.2.weight"):
+        return seeded(name, shape, 4 * shape[1] ** -0.5)  # some sky, and some ground
     if len(shape) == 1:
         gain = name.endswith("weight")  # of a norm
         focal = 1.0 if "fc_fov" in name else 0.0  # a field of view that a ReLU lets pass
@@ -191,11 +194,22 @@ def rays(network: Any, pixel_values: np.ndarray) -> Mapping[str, np.ndarray]:
 
 
 def tensors(network: Any) -> dict[str, mx.array]:
-    """A network's state as MLX arrays, names and layout unchanged; meta tensors become lazy zeros."""
+    """A network's state as MLX arrays, names and layout unchanged."""
+    return tensors_of(network.state_dict())
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, mx.array]:
+    """A state as MLX arrays; meta tensors become lazy zeros."""
     return {
         name: mx.zeros(tuple(value.shape)) if value.is_meta else mx.array(value.numpy())
-        for name, value in network.state_dict().items()
+        for name, value in state.items()
     }
+
+
+def count(state: Mapping[str, Any]) -> int:
+    """Values in a file of this state, which stores once what several names share."""
+    shared = [name for name in state if re.search(r"output_conv2_aux\.[123]\.2\.", name)]
+    return sum(value.numel() for name, value in state.items() if name not in shared)
 
 
 def save(name: str, folder: Path, *, tiny: bool = True) -> Path:

@@ -6,8 +6,9 @@ import numpy as np
 import scenes
 from support import seeded
 
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.kinds import DepthKind
-from mlx_depth.scene import Gaussians, SceneResult
+from mlx_depth.scene import SceneResult
 
 
 def boxes(rendered: scenes.Rendered | None = None, **changes: Any) -> SceneResult:

@@ -1,6 +1,7 @@
 """The documents stay true: Python blocks run, links lead somewhere, the picture is what the tool makes."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import require
 
 import mlx_depth
 from mlx_depth.registry import MODELS
@@ -28,6 +30,30 @@ def test_python_blocks_run_in_order(tmp_path):
     assert (tmp_path / "depth.png").exists()
 
 
+def test_the_block_of_scenes_runs(tmp_path):
+    """With a tiny network for the one that would be downloaded."""
+    require("reference", "torch")
+    import reference_da3
+
+    (block,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
+    folder = reference_da3.save(reference_da3.ANY_VIEW, tmp_path / "small")
+    shutil.copytree(ROOT / "examples", tmp_path / "room", ignore=shutil.ignore_patterns("*.py", "macos"))
+    shutil.copy(ROOT / "examples/coffee.jpg", tmp_path / "photo.jpg")
+    assert '"depth-anything-3-small"' in block
+    code = block.replace('"depth-anything-3-small"', repr(str(folder)))
+    code = code.replace('predict("photo.jpg")', 'predict("photo.jpg", model="mlx-depth-demo")')
+    done = subprocess.run(
+        [sys.executable, "-c", f"import mlx_depth\n{code}\nprint(len(points), scene)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"[1-9]\d* SceneResult\(3 views of ", done.stdout)
+    assert "<canvas" in (tmp_path / "room.html").read_text()
+    assert (tmp_path / "photo.ply").stat().st_size > 1_000_000
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
@@ -43,7 +69,7 @@ def test_the_picture_is_what_the_tool_makes():
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run(script, tmp_path):
-    arguments = [str(tmp_path)] if script.name == "quickstart.py" else []
+    arguments = [str(tmp_path)] if script.name in ("quickstart.py", "scene.py") else []
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -53,7 +79,7 @@ def test_examples_run(script, tmp_path):
 def test_every_model_is_in_the_readme():
     for name in MODELS:
         stem = re.sub(r"-(base|large)$", "-small", name)
-        assert f"`{stem}`" in README, name
+        assert f"`{stem}`" in README or f"`{name}`" in README, name
 
 
 def test_the_changelog_has_this_version():

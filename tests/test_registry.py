@@ -13,18 +13,21 @@ def test_every_promised_entry_is_there():
     expected = {f"depth-anything-v2-{size}" for size in (*sizes, "giant")}
     expected |= {f"depth-anything-v1-{size}" for size in sizes}
     expected |= {f"depth-anything-v2-metric-{place}-{size}" for place in ("indoor", "outdoor") for size in sizes}
+    several = ("small", "base", "large", "large-1.1", "giant", "giant-1.1")
+    nested = ("nested-giant-large", "nested-giant-large-1.1")
+    expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
 def test_names_are_kebab_and_unique():
     names = [name for spec in list_models() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
-    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
 
 
 def test_hub_ids_are_unique():
     ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
-    assert len(ids) == len(set(ids)) == 12
+    assert len(ids) == len(set(ids)) == 22
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,12 @@ def test_hub_ids_are_unique():
         ("depth-anything-v2-metric-indoor-small", "Apache-2.0", True),
         ("depth-anything-v2-metric-outdoor-base", "CC-BY-NC-4.0", False),
         ("depth-anything-v1-large", "Apache-2.0", True),
+        ("depth-anything-3-base", "Apache-2.0", True),
+        ("depth-anything-3-large-1.1", "CC-BY-NC-4.0", False),
+        ("depth-anything-3-giant", "CC-BY-NC-4.0", False),
+        ("depth-anything-3-mono-large", "Apache-2.0", True),
+        ("depth-anything-3-metric-large", "Apache-2.0", True),
+        ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
         ("mlx-depth-demo", "Apache-2.0", True),
     ],
 )
@@ -54,9 +63,19 @@ def test_v1_taps_the_last_four_layers():
     assert MODELS["depth-anything-v2-large"].config.backbone.out_layers == (4, 11, 17, 23)
 
 
-@pytest.mark.parametrize("name", ["da2-small", "DA2-Small", "depth-anything-v2-small"])
-def test_aliases_lead_to_the_model(name):
-    assert find_model(name) is MODELS["depth-anything-v2-small"]
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("da2-small", "depth-anything-v2-small"),
+        ("DA2-Small", "depth-anything-v2-small"),
+        ("depth-anything-v2-small", "depth-anything-v2-small"),
+        ("DA3-LARGE-1.1", "depth-anything-3-large-1.1"),
+        ("DA3NESTED-GIANT-LARGE", "depth-anything-3-nested-giant-large"),
+        ("da3_mono_large", "depth-anything-3-mono-large"),
+    ],
+)
+def test_aliases_lead_to_the_model(alias, name):
+    assert find_model(alias) is MODELS[name]
 
 
 def test_a_near_miss_is_named():

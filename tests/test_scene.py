@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 import re
@@ -10,9 +11,10 @@ from support import require
 
 import mlx_depth
 from mlx_depth.errors import OptionError, SaveError
+from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.kinds import DepthKind
-from mlx_depth.scene import SCENE_FORMATS, Gaussians
+from mlx_depth.scene import SCENE_FORMATS
 
 SCENE = scenes.boxes()
 K, E = SCENE.intrinsics, SCENE.extrinsics
@@ -117,8 +119,8 @@ def test_rotations_in_half_precision_would_be_off():
         ({"harmonics": np.zeros((5, 27), np.float32)}, "gaussians.harmonics has shape (5, 27): give (N, 3, D)"),
         ({"harmonics": np.zeros((5, 4, 9), np.float32)}, "gaussians.harmonics has shape (5, 4, 9), the scene asks for"),
         ({"means": np.full((5, 3), np.nan, np.float32)}, "gaussians.means holds numbers that are not finite"),
-        ({"scales": np.full((5, 3), -1, np.float32)}, "gaussians.scales is below 0, or opacities not within 0..1"),
-        ({"opacities": np.full(5, 1.5, np.float32)}, "give them without log or logit."),
+        ({"opacities": np.full(5, -0.5, np.float32)}, "gaussians.opacities is not within 0..1"),
+        ({"opacities": np.full(5, 1.5, np.float32)}, "give it without a logit"),
     ],
 )
 def test_gaussians_are_checked(changes, message):
@@ -245,7 +247,7 @@ def test_a_file_without_points_is_an_error(write, changes, rules, message, tmp_p
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("scene.obj", {}, "no format has the suffix '.obj' of 'scene.obj': choose one of .glb .npz .ply."),
+        ("scene.obj", {}, "no format has the suffix '.obj' of 'scene.obj': choose one of .glb .html .npz .ply."),
         ("scene", {}, "no format has the suffix '' of 'scene'"),
         ("scene.ply", {"format": "glb"}, "glb does not go into 'scene.ply': give a name that ends with .glb."),
         ("scene.ply", {"format": "gaussian"}, "no format 'gaussian': did you mean 'gaussians'? Choose one of ply, gau"),
@@ -270,6 +272,90 @@ def test_save_returns_the_path(tmp_path, monkeypatch):
         assert path.stat().st_size > 10_000
     assert scene.save_colmap("~/sparse") == tmp_path / "sparse"
     assert scene.save("~/A.PLY").name == "A.PLY"
+
+
+def embedded(page: str, name: str) -> np.ndarray:
+    """One of the arrays that a page holds, as bytes."""
+    data = re.search(f'<script type="text/plain" id="{name}">(.*?)</script>', page)[1]
+    return np.frombuffer(base64.b64decode(data), np.uint8)
+
+
+def test_a_page_holds_the_points_with_their_confidence_and_depth(tmp_path):
+    scene = boxes(names=("a", "b", "c"))
+    rules = PointFilter(max_points=700)
+    chosen = scene.choose(rules)
+    page = scene.save(tmp_path / "scene.html", filter=rules).read_text()
+    positions = embedded(page, "positions").view("<f4").reshape(-1, 3) * [1, -1, -1]
+    order = np.argsort(-scene.confidence.reshape(-1)[chosen.pixels], kind="stable")  # the surest first
+    np.testing.assert_array_equal(positions, chosen.positions[order])
+    depth = scene.depth.reshape(-1)[chosen.pixels][order]
+    colors = embedded(page, "depth-colors").reshape(-1, 3).astype(int)
+    near, far = colors[depth < np.percentile(depth, 2)], colors[depth > np.percentile(depth, 98)]
+    assert (near[:, 0] > near[:, 2]).all()  # red
+    assert (far[:, 2] > far[:, 0]).all()  # blue
+    assert "metric, in m" in page
+    assert json.loads(re.search('id="mlx_depth">(.*?)</script>', page)[1])["names"] == ["a", "b", "c"]
+    assert "confidence" in json.loads(re.search('id="scene">(.*?)</script>', page)[1])
+
+
+def one_view(**changes):
+    scene = boxes()
+    part = {name: getattr(scene, name)[:1] for name in ("depth", "intrinsics", "extrinsics", "confidence", "sky")}
+    return boxes(**{**part, "images": scene.images[:1], **changes})
+
+
+def test_a_mesh_of_one_view(tmp_path):
+    trimesh = require("scene", "trimesh")
+    rules = PointFilter(confidence_percentile=None, edge_threshold=0.3)  # the floor is steep at so few pixels
+    path = one_view().save(tmp_path / "view.glb", format="mesh", filter=rules)
+    (mesh,) = trimesh.load(path).geometry.values()
+    corners = np.asarray(mesh.vertices) * [1, -1, -1]
+    assert scenes.distance_to_surfaces(corners).max() < 1e-4
+    assert len(corners) > 0.9 * (SCENE.sky[0] == 0).sum()
+    few = one_view().save(tmp_path / "few.glb", format="mesh", filter=PointFilter(max_points=200))
+    (small,) = trimesh.load(few).geometry.values()
+    assert 20 < len(small.vertices) <= 200
+    # Without its rules it spans the edges and the sky.
+    whole = PointFilter(confidence_percentile=None, edge_threshold=None, max_sky=None)
+    (full,) = trimesh.load(one_view().save(tmp_path / "all.glb", format="mesh", filter=whole)).geometry.values()
+    assert len(full.vertices) == SCENE.depth[0].size
+    assert len(full.faces) == 2 * 47 * 63
+
+
+def test_what_is_no_mesh(tmp_path):
+    with pytest.raises(OptionError, match="a mesh is of one view, and the scene has 3: write glb, its points"):
+        boxes().save(tmp_path / "a.glb", format="mesh")
+    with pytest.raises(SaveError, match="every pixel is sky"):
+        one_view(sky=np.ones_like(SCENE.sky[:1])).save(tmp_path / "a.glb", format="mesh")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Cameras of the photos
+
+
+def test_photo_cameras():
+    sizes, intrinsics = boxes().photo_cameras()
+    assert sizes == [SCENE.size] * 3
+    np.testing.assert_array_equal(intrinsics, K)
+    doubled = K * np.array([[2], [2], [1]])
+    known = boxes(photo_sizes=((96, 128),) * 3, photo_intrinsics=doubled)
+    sizes, intrinsics = known.photo_cameras()
+    assert sizes == [(96, 128)] * 3
+    np.testing.assert_array_equal(intrinsics, doubled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"photo_sizes": ((96, 128),) * 3}, "photo_sizes and photo_intrinsics belong together: give both, or none."),
+        ({"photo_intrinsics": K}, "photo_sizes and photo_intrinsics belong together: give both, or none."),
+        ({"photo_sizes": ((9, 9),), "photo_intrinsics": K}, "photo_sizes is given for one view, depth for 3 views"),
+        ({"photo_sizes": ((9, 9),) * 3, "photo_intrinsics": K[:2]}, "intrinsics is given for 2 views"),
+    ],
+)
+def test_photo_cameras_that_do_not_fit(changes, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        boxes(**changes)
 
 
 def test_glb(tmp_path):

@@ -13,17 +13,16 @@ PACKAGE = Path(mlx_depth.__file__).parent
 # Lowest first; a module imports from its own line or from lines above it.
 LAYERS = [
     {"errors", "version"},
-    {"kinds", "camera", "fit", "geometry"},
+    {"kinds", "camera", "fit", "geometry", "gaussians"},
     {"linux_cpu", "weights"},
     {"io"},
-    {"result"},
-    {"scene"},
+    {"result", "scene", "single_view"},  # a depth map becomes a scene, and a scene holds depth maps
     {"nn"},
     {"processor", "views", "backbones", "heads"},
     {"models"},
     {"registry"},
     {"checkpoints", "runtime"},
-    {"multiview"},
+    {"multiview", "sequence"},
     {"model"},
     {"predictor"},
     {"jobs"},
@@ -31,18 +30,8 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HEAVY = [
-    "torch",
-    "transformers",
-    "coremltools",
-    "huggingface_hub",
-    "matplotlib",
-    "tqdm",
-    "cv2",
-    "gguf",
-    "trimesh",
-    "pycolmap",
-]
+HEAVY = ["torch", "transformers", "coremltools", "huggingface_hub", "matplotlib", "tqdm", "cv2", "gguf"]
+HEAVY += ["trimesh", "pycolmap", "mlx_depth.linux_cpu.kernel_cache"]  # the last builds libraries, for Linux CPUs alone
 
 
 def part(path: Path) -> str:

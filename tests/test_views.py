@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_depth.errors import OptionError
@@ -59,6 +59,14 @@ def test_crops_are_where_they_say():
     assert mx.array_equal(batch[0, 1, 0, :, 0], mx.arange(14, 42))
 
 
+def test_crops_to_a_size_that_is_asked_for():
+    batch, offsets = unify([mx.zeros((1, 42, 28, 3)), mx.zeros((1, 28, 56, 3))], (14, 28))
+    assert batch.shape == (1, 2, 14, 28, 3)
+    assert offsets == ((14, 0), (7, 14))
+    with pytest.raises(OptionError, match=r"a view of \(28, 28\) pixels does not hold \(28, 42\): give one input_size"):
+        unify([mx.zeros((1, 42, 28, 3)), mx.zeros((1, 28, 56, 3))], (28, 42))
+
+
 def test_equal_views_are_not_cut():
     view = mx.arange(2 * 3 * 3).reshape(1, 2, 3, 3)
     batch, offsets = unify([view, view + 1])
@@ -91,6 +99,7 @@ def test_a_point_stays_on_its_pixel():
 sides = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 
 
+@settings(deadline=None)
 @given(sides, sides, st.tuples(st.integers(0, 500), st.integers(0, 500)))
 def test_intrinsics_come_back(image_size, network_size, offset):
     many = np.stack([K, K / 2])

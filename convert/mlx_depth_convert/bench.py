@@ -67,7 +67,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model at one size, batch and number format."""
+    """One model at one size, batch, number of views and number format."""
 
     model: str
     input_size: tuple[int, int]
@@ -78,11 +78,18 @@ class Measurement:
     disk_bytes: int
     mlx: Timing
     torch: Timing | None
+    views: int = 1  # in each scene of the batch, of a network that takes views
 
     @property
     def images_per_second(self) -> float:
         """From the median."""
-        return self.batch / self.mlx.median
+        return self.batch * self.views / self.mlx.median
+
+    @property
+    def input(self) -> str:
+        """What the network sees, as text."""
+        size = "×".join(map(str, self.input_size))
+        return size if self.views == 1 else f"{self.views} views of {size}"
 
     @property
     def ratio(self) -> float | None:
@@ -123,6 +130,7 @@ def bench(
     *,
     input_sizes: Sequence[InputSize] = (518,),
     batches: Sequence[int] = (1,),
+    views: Sequence[int] = (1,),
     dtypes: Sequence[str | None] = (None,),
     quantize: Sequence[int | None] = (None,),
     compare: str | None = None,
@@ -134,25 +142,27 @@ def bench(
     Args:
         models: What ``convert`` takes as source.
         input_sizes: Side of a square network image, or ``(height, width)``, in pixels.
-        batches: Images that the network sees at once.
+        batches: Images, or scenes, that the network computes at once.
+        views: Images of a scene, for networks that take several.
         dtypes: As for ``mlx_depth.load``.
         quantize: Bits to pack the linear layers to, in groups of 64; None: as the checkpoint is. On a CPU packed layers
             are expanded while loading.
-        compare: ``"torch"``: run transformers, too, in a process of its own, in turn with ours.
+        compare: ``"torch"``: run the package that the family is proved against, too, in a process of its own, in turn
+            with ours.
         runs: Steady runs that are timed, after one warm-up.
         progress: Show progress bars on stderr.
     Returns:
         The measurements, and the machine.
     Raises:
-        OptionError: If an option cannot work, or transformers is wanted and missing.
+        OptionError: If an option cannot work, or that package is wanted and missing.
         ModelNotFoundError: If there is no such model, or it cannot be downloaded.
         CheckpointError: If its files are damaged.
     """
     if compare not in (None, TORCH):
         raise OptionError(f"cannot compare with {compare!r}: the choice is {TORCH!r}.")
-    if runs < 1 or min(batches, default=1) < 1:
-        raise OptionError("runs and batch sizes start at 1: give larger numbers.")
-    cases = list(itertools.product(models, input_sizes, batches, dtypes, quantize))
+    if min(runs, *batches, *views) < 1:
+        raise OptionError("runs, batch sizes and views start at 1: give larger numbers.")
+    cases = list(itertools.product(models, input_sizes, batches, views, dtypes, quantize))
     bar = tqdm(total=len(cases) * runs, unit="run", disable=not progress)
     with bar:
         rows = [_measure(*case, compare=compare is not None, runs=runs, bar=bar) for case in cases]
@@ -180,8 +190,8 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path, *, overwrite: bool = 
         axes.barh(places - 0.2, [row.mlx.median * 1000 for row in rows], 0.4, label="mlx-depth")
         if any(row.torch is not None for row in rows):
             torch = [row.torch.median * 1000 if row.torch is not None else 0 for row in rows]
-            axes.barh(places + 0.2, torch, 0.4, label="transformers")
-        names = [f"{row.model} {row.input_size[0]}×{row.input_size[1]} ×{row.batch} {row.dtype}" for row in rows]
+            axes.barh(places + 0.2, torch, 0.4, label="PyTorch")
+        names = [f"{row.model} {row.input} ×{row.batch} {row.dtype}" for row in rows]
         axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.set(xlabel="median latency, ms")
@@ -195,6 +205,7 @@ def _measure(
     model: str | Path,
     input_size: InputSize,
     batch: int,
+    views: int,
     dtype: str | None,
     bits: int | None,
     *,
@@ -215,7 +226,10 @@ def _measure(
     depth_model = DepthModel(spec, network, spec.processor, chosen)
     exact = (input_size, input_size) if isinstance(input_size, int) else input_size
     H, W = spec.processor.network_size(exact, exact)
-    pixel_values = mx.random.normal((batch, H, W, 3), key=mx.random.key(0)).astype(chosen)
+    if network.takes != "views" and views > 1:
+        raise OptionError(f"{spec.name} sees no {views} views: leave views out.")
+    shape = (batch, views, H, W, 3) if network.takes == "views" else (batch, H, W, 3)
+    pixel_values = mx.random.normal(shape, key=mx.random.key(0)).astype(chosen)
     mx.eval(pixel_values)
 
     def run() -> float:
@@ -233,7 +247,7 @@ def _measure(
             ours.append(run())
             bar.update()
     else:
-        with _torch_worker(model, (batch, H, W), name) as worker:
+        with _torch_worker(model, name, shape) as worker:
             theirs: list[float] = []
             for _ in range(runs):
                 ours.append(run())
@@ -243,11 +257,11 @@ def _measure(
     peak = mx.get_peak_memory()
     parameters = spec.parameters or sum(array.size for array in checkpoint.weights.values())
     timing = Timing(load, first, tuple(ours), peak)
-    return Measurement(origin.id, (H, W), batch, name, bits, parameters, stored, timing, torch)
+    return Measurement(origin.id, (H, W), batch, name, bits, parameters, stored, timing, torch, views)
 
 
 class _Worker:
-    """transformers in a child process, so that neither side sees the other's libraries."""
+    """The reference in a child process, so that neither side sees the other's libraries."""
 
     def __init__(self, process: "subprocess.Popen[str]"):
         self._process = process
@@ -272,13 +286,13 @@ class _Worker:
         line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "it ended without a word"}
         if "error" in answer:
-            raise OptionError(f"transformers cannot run ({answer['error']}): leave --compare torch out.")
+            raise OptionError(f"the reference cannot run ({answer['error']}): leave --compare torch out.")
         return answer
 
 
 @contextmanager
-def _torch_worker(model: str | Path, shape: tuple[int, int, int], dtype: str) -> Iterator[_Worker]:
-    command = [sys.executable, "-m", "mlx_depth_convert.torch_worker", str(model), *map(str, shape), dtype]
+def _torch_worker(model: str | Path, dtype: str, shape: tuple[int, ...]) -> Iterator[_Worker]:
+    command = [sys.executable, "-m", "mlx_depth_convert.torch_worker", str(model), dtype, *map(str, shape)]
     # With our OpenBLAS loaded for all, PyTorch would run on that instead of its own.
     environment = environment_without_openblas()
     if isinstance(model, Path):
@@ -309,7 +323,7 @@ def _cells(row: Measurement, compared: bool) -> list[str]:
     steady = f"{statistics.fmean(mlx.runs) * 1000:.1f} ± {mlx.std * 1000:.1f}"
     cells = [
         row.model,
-        f"{row.input_size[0]}×{row.input_size[1]}",
+        row.input,
         str(row.batch),
         row.dtype,
         str(row.bits or "–"),

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +15,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_depth.checkpoints.checkpoint import build_network
-from mlx_depth.io.image import ImageSource, load_image
+from mlx_depth.io.image import ImageSource
+from mlx_depth.models.base import DepthOutputs
 from mlx_depth.nn.attention import Attention
 from mlx_depth.processor import InputSize
+from mlx_depth_convert.inputs import Inputs
 from mlx_depth_convert.opening import open_checkpoint
-from mlx_depth_convert.pictures import generated_picture
 from mlx_depth_convert.plots import draw
 from mlx_depth_convert.recorder import recording
 
@@ -109,11 +110,11 @@ def inspect_model(
         CheckpointError: If its files are damaged.
         ImageError: If the image cannot be read.
     """
-    loaded = load_image(image) if image is not None else None
-    pixels = loaded.pixels if loaded is not None else generated_picture()
     with open_checkpoint(model, progress=progress) as (checkpoint, origin):
         network = build_network(checkpoint, dtype=mx.float32, expand=True)
-    pixel_values = checkpoint.spec.processor(pixels, input_size=input_size)
+    inputs = Inputs(checkpoint.spec.processor, network.takes, input_size=input_size)
+    ((name, pixel_values),) = inputs.of([] if image is None else [image])
+    call: Callable[..., DepthOutputs] = network  # each has options of its own
     modules = dict(network.named_modules())
     moments: dict[str, list[_Moments]] = {}
 
@@ -121,10 +122,11 @@ def inspect_model(
         moments[path].append(_moments(result))
 
     with recording(network, on_call, lambda path: moments.setdefault(path, [])):
-        depth = np.array(network(pixel_values).depth[0])
+        outputs = call(pixel_values, **network.everything)
+        depth = np.array(outputs.depth).reshape(-1, *outputs.depth.shape[-2:])[0]
     return Inspection(
         model=origin.id,
-        image="generated picture" if loaded is None else str(loaded.info.source),
+        image=name,
         rows=tuple(_row(path, modules[path], calls) for path, calls in moments.items()),
         depth=depth,
         convolutions=sum(isinstance(modules[path], CONVOLUTIONS) for path in moments),

@@ -13,14 +13,14 @@ from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, ow
 from mlx_depth.checkpoints.resolve import resolve
 from mlx_depth.errors import OptionError
 from mlx_depth.registry import find_model as find_spec
-from mlx_depth.weights.choose import choose, is_convertible
+from mlx_depth.weights.choose import GGUF, choose, is_convertible
 from mlx_depth.weights.prefixes import describe, find_model
 from mlx_depth.weights.safetensors_io import load_file, read_tensors, weight_files
-from mlx_depth_convert.sources import LazyTensor, Source, gguf, stage, torch_pickle
+from mlx_depth_convert.sources import LazyTensor, Source, gguf_pair, stage, torch_pickle
 
 READERS = {
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), torch_pickle.read),
-    ".gguf": gguf.read,
+    GGUF: gguf_pair.read,
 }
 _CHUNK = 1 << 20
 
@@ -70,7 +70,8 @@ def open_checkpoint(
 
     Args:
         source: Registry name, Hub repository ``owner/name[@revision]`` or its address, folder, or a ``.safetensors``,
-            ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.gguf`` file.
+            ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.gguf`` file. Of a nested model's two GGUF files, either stands
+            for both.
         model: A model of the registry with the same architecture, where the tensors do not tell it.
         max_depth: Range of a metric model in metres, where neither tensors nor config tell it.
         revision: Branch, tag or commit of the repository.
@@ -90,17 +91,17 @@ def open_checkpoint(
     like = find_spec(model) if model is not None else None
     found = resolve(source, revision=revision, file=file, convertible=True, progress=progress)
     chosen = _foreign_file(found.path)
-    files = tuple(weight_files(found.path)) if chosen is None else (chosen,)
-    origin = Origin(found.name, found.revision, found.repo is not None, files)
     facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": found.repo, "ignore": ignore}
     if chosen is None:
         if key is not None:
             raise OptionError(f"{found.path} is flat, without keys: leave --key {key} out, or use --prefix.")
+        origin = Origin(found.name, found.revision, found.repo is not None, tuple(weight_files(found.path)))
         # No name for the tensors here: they would stay in memory once they are read.
         yield assemble_checkpoint(found.path, read_tensors(found.path), found.spec, prefix=prefix, **facts), origin
         return
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as scratch:
         container = READERS[chosen.suffix.lower()](chosen)
+        origin = Origin(found.name, found.revision, found.repo is not None, (chosen, *container.further))
         staged = Path(scratch) / "tensors.safetensors"
         stage(_model(container, chosen, key, prefix), staged)
         tensors = load_file(staged)  # MLX reads tensor by tensor from such a file alone

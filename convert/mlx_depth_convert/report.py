@@ -1,13 +1,15 @@
 """What a comparison of two networks found, and how it is written down."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mlx_depth_convert.difference import Difference, Gate
 
 FINAL = "depth"
-Runner = Literal["mlx", "transformers"]
+MLX = "mlx"
+FEW_NUMBERS = ("camera", "extrinsics", "intrinsics", "scale")  # of which correlation tells little
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,15 @@ class StageError(Difference):
     image: str  # where the relative error is largest
 
     def passes(self, gate: Gate) -> bool:
-        """Whether the stage is within the gate; a factor is judged on the final depth alone."""
+        """Whether the stage is within the gate.
+
+        A factor is judged on the final depth alone. Cameras and the scale, which are few numbers, are judged by their
+        largest error: where the gate sets no limit to it, by the error that brings the correlation of many down to its.
+        """
         judged = gate if self.stage == FINAL else dataclasses.replace(gate, factor=None)
+        if self.stage in FEW_NUMBERS:
+            allowed = math.sqrt(2 * (1 - gate.correlation)) if gate.relative is None else gate.relative
+            judged = Gate(allowed, -math.inf)
         return not judged.faults(self)
 
 
@@ -47,7 +56,8 @@ class Report:
     depths: tuple[DepthError, ...]
     first_drift: str | None  # first stage past the gate
     first_module: str | None  # first layer past the gate, where there is a drifting stage
-    runner: Runner  # what ran the other side
+    runner: str  # what ran the other side: MLX, or the name of a package
+    proof: str | None = None  # the package that the family is proved against
 
     @property
     def passed(self) -> bool:
@@ -57,15 +67,15 @@ class Report:
     @property
     def meaning(self) -> str:
         """What was compared with what, and what that proves."""
-        if self.runner == "transformers":
+        if self.runner != MLX:
             return (
                 f"{self.model} in MLX was compared with {self.against}, on the same pixels: a pass proves that the "
                 "network is ported right."
             )
+        further = f" For that, run mlx-depth verify with --against {self.proof}." if self.proof is not None else ""
         return (
             f"{self.model} was compared with {self.against}, both in MLX, on the same pixels: a pass proves that the "
-            "weights are stored right, not that the network is ported right. For that, run mlx-depth verify with "
-            "--against transformers."
+            f"weights are stored right, not that the network is ported right.{further}"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -200,6 +200,7 @@ TRANSFORMERS: tuple[Rule, ...] = (
 # depth-anything.cpp (`scripts/gguf_keys.py`): names change, axes do not; the mask token is left out.
 GGUF: tuple[Rule, ...] = (
     Rename("cls_token", "cls_token"),
+    Rename("camera_token", "camera_token"),
     Rename("pos_embed", "pos_embed"),
     Rename("patch_embed.{p}", "patch_embed.proj.{p}"),
     Rename("blk.{i}.norm1.{p}", "blocks.{i}.norm1.{p}"),
@@ -207,6 +208,8 @@ GGUF: tuple[Rule, ...] = (
         "blk.{i}.attn_qkv.{p}",
         ("blocks.{i}.attn.query_proj.{p}", "blocks.{i}.attn.key_proj.{p}", "blocks.{i}.attn.value_proj.{p}"),
     ),
+    Rename("blk.{i}.attn_qnorm.{p}", "blocks.{i}.attn.query_norm.{p}"),
+    Rename("blk.{i}.attn_knorm.{p}", "blocks.{i}.attn.key_norm.{p}"),
     Rename("blk.{i}.attn_proj.{p}", "blocks.{i}.attn.out_proj.{p}"),
     Rename("blk.{i}.ls1", "blocks.{i}.layer_scale1.gamma"),
     Rename("blk.{i}.norm2.{p}", "blocks.{i}.norm2.{p}"),

@@ -19,13 +19,15 @@ def models_table() -> list[dict[str, Any]]:
     """One row a model of the registry.
 
     Returns:
-        ``name``, ``alias``, ``parameters``, ``kind``, ``unit``, ``license``, ``hub`` (repository) and ``downloaded``.
+        ``name``, ``alias``, ``parameters``, ``takes`` (image or views), ``kind``, ``unit``, ``license``, ``hub``
+        (repository) and ``downloaded``.
     """
     return [
         {
             "name": spec.name,
             "alias": next(iter(spec.aliases), ""),
             "parameters": spec.parameters,
+            "takes": FAMILIES[spec.family].takes,
             "kind": spec.depth_kind.value,
             "unit": spec.depth_kind.unit or None,
             "license": spec.license,
@@ -95,6 +97,7 @@ def _spec_facts(spec: ModelSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "family": spec.family,
+        "takes": FAMILIES[spec.family].takes,
         "kind": spec.depth_kind.value,
         "unit": spec.depth_kind.unit or None,
         "description": spec.depth_kind.description,

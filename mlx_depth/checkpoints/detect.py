@@ -99,6 +99,23 @@ def identify(
     """
     reading = family.dialects[dialect].read(evidence)
     check_against_shapes(reading.config, evidence.shapes, path)
+    if reading.whole is not None:  # the published model is the whole one
+        as_whole = Reading(reading.whole, reading.certain)
+        known = _identified(path, family, as_whole, evidence, spec=spec, like=like, name=name)
+        return dataclasses.replace(known, config=reading.config)
+    return _identified(path, family, reading, evidence, spec=spec, like=like, name=name)
+
+
+def _identified(
+    path: Path,
+    family: Family,
+    reading: Reading,
+    evidence: Evidence,
+    *,
+    spec: ModelSpec | None,
+    like: ModelSpec | None,
+    name: str | None,
+) -> ModelSpec:
     own_name = name or (path.resolve().name if path.is_dir() else path.stem)
     if spec is not None:
         return _agreeing(path, spec, reading)
@@ -142,7 +159,7 @@ def _official(path: Path, own_name: str, family: Family, evidence: Evidence) -> 
         return None
     file = path if path.is_file() else weight_files(path)[0]
     name = family.published_name(file.stem) or family.published_name(own_name)
-    return MODELS[name] if name is not None else None
+    return MODELS.get(name) if name is not None else None
 
 
 def _guessed(path: Path, own_name: str, reading: Reading) -> ModelSpec:

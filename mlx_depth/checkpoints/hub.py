@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlx_depth.errors import ModelNotFoundError, OptionError
-from mlx_depth.weights.choose import BESIDE, CONFIG, INDEX, PROCESSOR, choose, holds_weights
+from mlx_depth.weights.choose import BESIDE, CONFIG, INDEX, PROCESSOR, choose, holds_weights, other_half
 from mlx_depth.weights.safetensors_io import weight_files
 
 _USE_DEMO = "or take the bundled model, which needs no network: --model mlx-depth-demo"
@@ -123,7 +123,8 @@ def _wanted(repo: str, names: Sequence[str], inside: str, convertible: bool) -> 
     level = [name.removeprefix(start) for name in names if name.startswith(start)]
     level = [name for name in level if "/" not in name]
     if inside in names:
-        weights: Sequence[str] = (inside.removeprefix(start),)
+        own = inside.removeprefix(start)
+        weights: Sequence[str] = [own, *(name for name in level if name == other_half(own))]
     elif not holds_weights(level, convertible=True) and (deeper := _folders_with_weights(names, convertible)):
         raise ModelNotFoundError(
             f"{repo} has its weights in folders: name one of {', '.join(f'{repo}/{each}' for each in deeper)}."

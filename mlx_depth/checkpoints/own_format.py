@@ -5,8 +5,6 @@ Tensors have our names and MLX's layout; a quantized layer holds ``weight`` (pac
 
 import dataclasses
 import json
-import shutil
-import tempfile
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +50,9 @@ def write_folder(
         CheckpointError: If a tensor holds NaN or infinity.
         SaveError: If the folder cannot be written.
     """
+    import shutil  # these two are slow to import, and predictions only read
+    import tempfile
+
     if out.exists():
         raise OptionError(f"{out} exists: choose another folder, or remove it first.")
 

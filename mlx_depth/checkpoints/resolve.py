@@ -1,6 +1,5 @@
 """From what the user names to files on this machine and, for a published model, its entry: asked once, here."""
 
-import difflib
 import os
 import re
 import warnings
@@ -9,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mlx_depth.checkpoints import hub
-from mlx_depth.errors import ModelNotFoundError, OptionError
+from mlx_depth.errors import ModelNotFoundError, OptionError, similar
 from mlx_depth.registry import ModelSpec, find_model, find_published
 from mlx_depth.weights import first_bytes
 from mlx_depth.weights.choose import CONFIG, SAFETENSORS, holds_weights, instead_of, is_convertible, no_weights
@@ -234,7 +233,7 @@ def _near_names(path: Path) -> str:
     parent = path.absolute().parent
     if not parent.is_dir():
         return f"its folder {parent} does not exist either, check the spelling."
-    near = difflib.get_close_matches(path.name, [child.name for child in parent.iterdir()])
+    near = similar(path.name, [child.name for child in parent.iterdir()], count=3)
     if not near:
         return f"nothing in {parent} has a name like it, check the spelling."
     return f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"

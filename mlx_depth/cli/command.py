@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from mlx_depth.cli import convert, coreml, models, predict
+from mlx_depth.cli import cloud, convert, coreml, models, predict, scene
 from mlx_depth.cli.terminal import say
 from mlx_depth.errors import MlxDepthError
 from mlx_depth.version import __version__
@@ -96,6 +96,8 @@ examples:
   mlx-depth predict photo.jpg -o depth.png          one file, 16 bits
   mlx-depth predict holiday/ --resume               a folder; goes on where it stopped
   mlx-depth predict photo.jpg --model mlx-depth-demo --format color   without any download
+  mlx-depth scene room/ -o room3d/ --viewer         photos of one scene: points, cameras, a page to look at
+  mlx-depth cloud photo.jpg -o photo.html           one photo as points; .ply, .glb, .html
   mlx-depth models                                  which models there are, and their licenses
   mlx-depth convert depth_anything_v2_vits.pth ./da2-small --quantize 8
   mlx-depth coreml depth-anything-v2-small DepthModel.mlpackage
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mlx-depth {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for group in (predict, models, convert, coreml):
+    for group in (predict, scene, cloud, models, convert, coreml):
         group.add_verbs(verbs)
     parser.set_defaults(run=lambda _: _print_help(parser))
     return parser

@@ -88,11 +88,17 @@ def _run_convert(options: argparse.Namespace) -> int:
 
 
 def _add_verify(verbs: Any) -> None:
-    verb = verbs.add_parser("verify", help="compare a model with its source or with transformers, stage by stage")
+    verb = verbs.add_parser("verify", help="compare a model with its source or its reference, stage by stage")
     add = verb.add_argument
     add("model", metavar="MODEL", help=_SOURCE)
-    add("--against", metavar="SOURCE|transformers", help="the reference (default: the source that MODEL records)")
+    add(
+        "--against",
+        metavar="SOURCE|transformers|depth-anything-3",
+        help="another source, or the package that the model's family is proved against "
+        "(default: the source that MODEL records)",
+    )
     add("--image", nargs="+", default=[], metavar="PATH", help="photos to compare on (default: a generated picture)")
+    add("--views", type=int, default=1, metavar="N", help="photos that a network for several sees at once (default: 1)")
     _add_input_size(verb)
     add("--report", nargs="+", type=Path, default=[], metavar="FILE", help="also write the report, to .json or .md")
     add("--json", action="store_true", help="one JSON object on stdout instead of text")
@@ -109,6 +115,7 @@ def _run_verify(options: argparse.Namespace) -> int:
         options.model,
         against=options.against,
         images=options.image,
+        views=options.views,
         input_size=options.input_size,
         progress=sys.stderr.isatty(),
     )
@@ -154,10 +161,11 @@ def _add_bench(verbs: Any) -> None:
     add(
         "--input-size", nargs="+", type=input_size, default=[518], metavar="N|HxW", help="network pixels (default: 518)"
     )
-    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images at once (default: 1)")
+    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images, or scenes, at once (default: 1)")
+    add("--views", nargs="+", type=int, default=[1], metavar="N", help="images of a scene, for networks of several")
     add("--dtype", nargs="+", choices=DTYPES, default=[None], help="default: float16 on a GPU, float32 on a CPU")
     add("--quantize", nargs="+", type=int, choices=BITS, default=[None], help="bits of the linear layers")
-    add("--compare", choices=["torch"], help="run transformers, too, in turn with ours")
+    add("--compare", choices=["torch"], help="run the family's reference, too, in turn with ours")
     add("--runs", type=int, default=10, metavar="N", help="timed runs (default: 10)")
     add("--json", action="store_true", help="one JSON object instead of a Markdown table")
     add("--plot", type=Path, metavar="P.png", help="also draw the medians")
@@ -171,6 +179,7 @@ def _run_bench(options: argparse.Namespace) -> int:
         options.models,
         input_sizes=options.input_size,
         batches=options.batch,
+        views=options.views,
         dtypes=options.dtype,
         quantize=options.quantize,
         compare=options.compare,

@@ -9,12 +9,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-import mlx.core as mx
 from tqdm import tqdm
 
 from mlx_depth.checkpoints.resolve import canonical_name
-from mlx_depth.cli.terminal import color, input_size, say
-from mlx_depth.errors import OptionError, printable
+from mlx_depth.cli.terminal import color, compute_on, input_size, license_of, say
+from mlx_depth.errors import printable
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.find import left_out_line
 from mlx_depth.io.formats import FORMATS
@@ -26,7 +25,6 @@ from mlx_depth.kinds import DepthKind
 from mlx_depth.model import DepthModel
 from mlx_depth.predictor import DEFAULT_MODEL, load
 from mlx_depth.processor import Reference
-from mlx_depth.registry import ModelSpec
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
 
@@ -55,6 +53,7 @@ def add_verbs(verbs: Any) -> None:
     add("--model", default=DEFAULT_MODEL, help=f"name, folder, file or owner/name (default: {DEFAULT_MODEL})")
     add("--revision", help="branch, tag or commit of the Hub repository")
     add("--input-size", type=input_size, metavar="N|HxW", help="short side of the network image, or its exact size")
+    add("--focal-length", type=float, metavar="PX", help="of all photos, in pixels (default: each one's EXIF)")
     add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
     add("--device", choices=("gpu", "cpu"), help="where to compute (default: the GPU, if MLX has one)")
     add("--reference", choices=get_args(Reference), help="whose rules for resizing to follow (default: original)")
@@ -79,8 +78,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _run_predict(options: argparse.Namespace) -> int:
-    if options.device is not None:
-        _compute_on(options.device)
+    compute_on(options.device)
     formats = [name.strip() for name in options.format.split(",")] + ["side-by-side"] * options.side_by_side
     settings = Settings(
         model=str(canonical_name(options.model)),
@@ -89,6 +87,7 @@ def _run_predict(options: argparse.Namespace) -> int:
         reference=options.reference,
         input_size=options.input_size,
         background=options.background,
+        focal_length_px=options.focal_length,
         formats=tuple(dict.fromkeys(formats)),
         cmap=options.cmap,
     )
@@ -126,12 +125,6 @@ def _run_predict(options: argparse.Namespace) -> int:
     return code
 
 
-def _compute_on(device: str) -> None:
-    if device == "gpu" and not mx.is_available(mx.Device(mx.gpu)):
-        raise OptionError("MLX has no GPU here: leave --device gpu out.")
-    mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
-
-
 def _open_model(settings: Settings, options: argparse.Namespace) -> DepthModel:
     model = load(
         settings.model,
@@ -141,7 +134,7 @@ def _open_model(settings: Settings, options: argparse.Namespace) -> DepthModel:
         progress=sys.stderr.isatty() and not options.quiet,
     )
     if options.verbose:
-        say(f"{model.spec.name}: {model.spec.depth_kind.description}, {_license(model.spec)}, {settings.dtype}")
+        say(f"{model.spec.name}: {model.spec.depth_kind.description}, {license_of(model.spec)}, {settings.dtype}")
     return model
 
 
@@ -226,9 +219,3 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
     if outcome.sidecar is None:
         return {"image": outcome.image, "skipped": True, "files": files}
     return {**outcome.sidecar, "image": outcome.image, "files": files}
-
-
-def _license(spec: ModelSpec) -> str:
-    if spec.license is None:
-        return "license unknown"
-    return f"license {spec.license}{'' if spec.commercial else ' (not for commercial use)'}"

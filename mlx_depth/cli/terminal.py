@@ -1,11 +1,15 @@
-"""What the verbs share: tables, sizes, and lines on stderr."""
+"""What the verbs share: tables, what options are read as, the device, and lines on stderr."""
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import mlx.core as mx
+
+from mlx_depth.errors import OptionError
 from mlx_depth.processor import InputSize
+from mlx_depth.registry import ModelSpec
 
 
 def aligned(rows: list[dict[str, Any]]) -> str:
@@ -63,6 +67,51 @@ def color(text: str) -> tuple[int, int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no color: write a name such as black, or #rrggbb") from None
     return red, green, blue
+
+
+def number_or_off(text: str) -> float | None:
+    """Read a number, or ``off``."""
+    if text.lower() == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: write one, or off") from None
+
+
+def numbers(count: int, names: str) -> Callable[[str], tuple[float, ...]]:
+    """For options of several numbers, such as ``fx,fy,cx,cy``."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            found = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            found = ()
+        if len(found) != count:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {names}: write {count} numbers with commas between")
+        return found
+
+    return read
+
+
+def compute_on(device: str | None) -> None:
+    """What ``--device`` asks for: ``gpu`` or ``cpu``; None leaves it to MLX.
+
+    Raises:
+        OptionError: If there is no GPU.
+    """
+    if device is None:
+        return
+    if device == "gpu" and not mx.is_available(mx.Device(mx.gpu)):
+        raise OptionError("MLX has no GPU here: leave --device gpu out.")
+    mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
+
+
+def license_of(spec: ModelSpec) -> str:
+    """The license of the weights, in words."""
+    if spec.license is None:
+        return "license unknown"
+    return f"license {spec.license}{'' if spec.commercial else ' (not for commercial use)'}"
 
 
 def say(text: str) -> None:

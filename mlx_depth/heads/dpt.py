@@ -325,12 +325,22 @@ TRANSFORMERS: tuple[Rule, ...] = (
 )
 
 
+def fusions_gguf(block: str = "scratch.rn{}", target: str = "fusion") -> tuple[Rule, ...]:
+    """depth-anything.cpp's names of a chain of fusions."""
+    return _fusions(block, (4, 3, 2, 1), "rc", "c{c}", "out", target=target)
+
+
 GGUF: tuple[Rule, ...] = (
     Rename("proj.{i}.{p}", "reassemble.{i}.projection.{p}"),
     Rename("resize.{i}.{p}", "reassemble.{i}.resample.{p}"),
     *(Rename(f"scratch.layer{i + 1}_rn.weight", f"reassemble.{i}.adapt.weight") for i in range(4)),
-    *_fusions("scratch.rn{}", (4, 3, 2, 1), "rc", "c{c}", "out"),
+    *fusions_gguf(),
     Rename("scratch.out1.{p}", "conv1.{p}"),
     Rename("scratch.out2a.{p}", "conv2.{p}"),
     Rename("scratch.out2b.{p}", "conv3.{p}"),
+)
+SKY_GGUF: tuple[Rule, ...] = (
+    *GGUF,
+    Rename("scratch.sky_out2a.{p}", "sky_conv2.{p}"),
+    Rename("scratch.sky_out2b.{p}", "sky_conv3.{p}"),
 )

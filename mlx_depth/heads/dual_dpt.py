@@ -16,7 +16,7 @@ from mlx_depth.heads import dpt
 from mlx_depth.nn.activations import relu
 from mlx_depth.nn.conv import Conv2d
 from mlx_depth.nn.uv_position import add_uv_position
-from mlx_depth.weights.config_values import check_at_least
+from mlx_depth.weights.config_values import added_later, check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Tie
 
 NORM_EPS = 1e-5
@@ -33,6 +33,7 @@ class DualDPTConfig:
     out_channels: tuple[int, int, int, int]  # channels of the reassembled maps, finest first
     hidden_channels: int = 32
     patch_size: int = 14
+    rays: bool = added_later(True)  # some files leave their part of the head out
 
     def __post_init__(self) -> None:
         check_at_least(self, dict.fromkeys(("in_dim", "features", "out_channels", "hidden_channels", "patch_size"), 1))
@@ -49,8 +50,8 @@ class DualMaps(NamedTuple):
 
     depth: mx.array  # (B, H, W), above 0
     confidence: mx.array  # (B, H, W), above 1
-    rays: mx.array  # (B, 8 gh, 8 gw, 6), direction and origin
-    ray_confidence: mx.array  # (B, 8 gh, 8 gw), above 1
+    rays: mx.array | None = None  # (B, 8 gh, 8 gw, 6), direction and origin
+    ray_confidence: mx.array | None = None  # (B, 8 gh, 8 gw), above 1
 
 
 class DualDPTHead(nn.Module):
@@ -66,6 +67,8 @@ class DualDPTHead(nn.Module):
         self.conv1 = Conv2d(features, half, kernel_size=3, padding=1)
         self.conv2 = Conv2d(half, hidden, kernel_size=3, padding=1)
         self.conv3 = Conv2d(hidden, 2, kernel_size=1)
+        if not config.rays:
+            return
         self.ray_fusion = dpt.fusions(features)
         widths = (features, half, features, half, features, half)
         self.ray_conv1 = [
@@ -92,8 +95,11 @@ class DualDPTHead(nn.Module):
             for reassemble, tokens in zip(self.reassemble, patch_tokens, strict=True)
         ]
         values = self.read_out(dpt.fuse(self.fusion, maps), grid_size)
+        depth, confidence = mx.exp(values[..., 0]), mx.exp(values[..., 1]) + 1
+        if not self._config.rays:
+            return DualMaps(depth, confidence)
         rays = self.read_rays(dpt.fuse(self.ray_fusion, maps), grid_size)
-        return DualMaps(mx.exp(values[..., 0]), mx.exp(values[..., 1]) + 1, rays[..., :6], mx.exp(rays[..., 6]) + 1)
+        return DualMaps(depth, confidence, rays[..., :6], mx.exp(rays[..., 6]) + 1)
 
     def largest_map(self, grid_size: tuple[int, int]) -> int:
         """Values of a fused path, the largest map that exists as a whole, for one image."""
@@ -132,4 +138,16 @@ ORIGINAL: tuple[Rule, ...] = (
     # One module at all four levels: files name it once or four times.
     Tie("scratch.output_conv2_aux.{level}.2.{p}", "ray_norm.{p}"),
     Rename("scratch.output_conv2_aux.3.5.{p}", "ray_conv3.{p}"),
+)
+
+
+# depth-anything.cpp: the rays' part is there on request alone, and of that only the level that is read.
+GGUF: tuple[Rule, ...] = (
+    Rename("norm.{p}", "norm.{p}"),
+    *dpt.GGUF,
+    *dpt.fusions_gguf("scratch.rn{}_aux", "ray_fusion"),
+    Rename("scratch.out1_aux.{i}.{p}", "ray_conv1.{i}.{p}"),
+    Rename("scratch.out2a_aux.{p}", "ray_conv2.{p}"),
+    Rename("scratch.out2_aux_ln.{p}", "ray_norm.{p}"),
+    Rename("scratch.out2b_aux.{p}", "ray_conv3.{p}"),
 )

@@ -121,3 +121,4 @@ ORIGINAL: tuple[Rule, ...] = (
     *(Rename(f"images_merger.{2 * i}.{{p}}", f"image_conv.{i}.{{p}}") for i in range(3)),
     *dpt.read_out_original("output_conv2"),
 )
+GGUF: tuple[Rule, ...] = (*dpt.GGUF, Rename("merger.{i}.{p}", "image_conv.{i}.{p}"))

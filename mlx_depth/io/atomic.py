@@ -1,11 +1,10 @@
 """Files written whole or not at all, and what a killed run leaves of them."""
 
-import hashlib
 import os
 import re
-import secrets
 import stat
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -92,7 +91,7 @@ def _host() -> str:
             place += source()
         except OSError:  # not Linux
             continue
-    return hashlib.blake2b(place.encode(), digest_size=4).hexdigest()
+    return f"{zlib.crc32(place.encode()):08x}"
 
 
 def _boot() -> str:
@@ -115,7 +114,7 @@ def _start(pid: int) -> str:
 
 def _temporary_beside(path: Path) -> Path:
     pid = os.getpid()
-    return path.with_name(f".mlx-depth-{_host()}-{pid}-{_start(pid)}-{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".mlx-depth-{_host()}-{pid}-{_start(pid)}-{os.urandom(8).hex()}.tmp")
 
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], None], overwrite: bool) -> None:

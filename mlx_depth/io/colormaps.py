@@ -1,14 +1,13 @@
 """Color maps for depth, the same tables as matplotlib's."""
 
 import base64
-import difflib
 import functools
 import zlib
 
 import numpy as np
 import numpy.typing as npt
 
-from mlx_depth.errors import OptionError
+from mlx_depth.errors import OptionError, similar
 
 # matplotlib's ``cm(range(256), bytes=True)``: red, green, blue as differences along the table, zlib, base 85.
 # viridis, plasma, magma, inferno: van der Walt, Smith and Firing, CC0. turbo: Google, Apache-2.0.
@@ -84,7 +83,7 @@ def colormap_table(name: str) -> npt.NDArray[np.uint8]:
     Same numbers as matplotlib's table.
     """
     if name not in _TABLES:
-        close = difflib.get_close_matches(name, COLORMAPS, n=1)
+        close = similar(name, COLORMAPS)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise OptionError(f"no color map {name!r}: {hint}Choose one of {', '.join(COLORMAPS)}.")
     steps = np.frombuffer(zlib.decompress(base64.b85decode(_TABLES[name])), np.uint8).reshape(3, 256)

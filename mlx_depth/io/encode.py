@@ -1,7 +1,6 @@
 """What each file format holds of a result, written to a binary stream."""
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +102,8 @@ def _write_pfm(content: Content, stream: BinaryIO) -> None:
 
 
 def _write_exr(content: Content, stream: BinaryIO) -> None:
+    import tempfile  # slow to import, and for this format alone
+
     try:
         import OpenEXR  # ships no types
     except ImportError as error:

@@ -1,10 +1,9 @@
 """The file formats of a result: their names, suffixes and endings, and which one a file name asks for."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlx_depth.errors import OptionError, printable
+from mlx_depth.errors import OptionError, printable, similar
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
@@ -90,6 +89,6 @@ def format_of_stream(name: object, format: str | None) -> tuple[str, str]:
 
 def _check_name(format: str, formats: Mapping[str, tuple[str, ...]]) -> None:
     if format not in formats:
-        close = difflib.get_close_matches(format, formats, n=1)
+        close = similar(format, formats)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise OptionError(f"no format {format!r}: {hint}Choose one of {', '.join(formats)}.")

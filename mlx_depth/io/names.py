@@ -1,6 +1,5 @@
 """Names for results that every file system takes, and that none takes for one another."""
 
-import hashlib
 import unicodedata
 from pathlib import Path
 
@@ -22,6 +21,8 @@ def fitting(stem: str) -> str:
     encoded = stem.encode("utf-8", "surrogatepass")
     if len(encoded) <= room:
         return stem
+    import hashlib  # loads OpenSSL, and such names are rare
+
     digest = hashlib.sha256(encoded).hexdigest()[:_DIGEST_LETTERS]
     return encoded[: room - _DIGEST_LETTERS - 1].decode("utf-8", "ignore") + "-" + digest
 

@@ -129,6 +129,7 @@ def predict_files(
         batch_size=batch_size,
         input_size=settings.input_size,
         background=settings.background,
+        focal_length_px=settings.focal_length_px,
         on_error=fail,
     )
     with _writers() as writers:

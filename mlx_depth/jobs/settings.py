@@ -1,6 +1,7 @@
 """What is asked of every image of a job."""
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ class Settings:
     reference: Reference | None = None
     input_size: InputSize | None = None
     background: tuple[int, int, int] | None = None
+    focal_length_px: float | None = None
     formats: tuple[str, ...] = DEFAULT_FORMATS
     cmap: str = "Spectral_r"
 
@@ -30,6 +32,8 @@ class Settings:
         if unknown or not self.formats:
             raise OptionError(f"no format {', '.join(map(repr, unknown))}: choose from {', '.join(FORMATS)}.")
         colormap_table(self.cmap)
+        if self.focal_length_px is not None and not (math.isfinite(self.focal_length_px) and self.focal_length_px > 0):
+            raise OptionError(f"a focal length of {self.focal_length_px} is none: give pixels of the photo, above 0.")
         if "exr" in self.formats and importlib.util.find_spec("OpenEXR") is None:
             raise OptionError("OpenEXR is missing, which .exr files need: pip install 'mlx-depth[exr]'.")
 
@@ -44,5 +48,9 @@ class Settings:
             "cmap": self.cmap,
         }
         # Only where they are asked for, so that results of earlier versions stay complete.
-        chosen = {"reference": self.reference, "background": self.background and list(self.background)}
+        chosen = {
+            "reference": self.reference,
+            "background": self.background and list(self.background),
+            "focal_length_px": self.focal_length_px,
+        }
         return facts | {name: value for name, value in chosen.items() if value is not None}

@@ -5,7 +5,6 @@ a library of anyone's; after a killed build, half a library. So ours are built a
 the user alone, before anything else asks for them: MLX keeps what it has loaded.
 """
 
-import functools
 import hashlib
 import inspect
 import json
@@ -15,56 +14,27 @@ import shutil
 import stat
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_depth.linux_cpu.streams import on_linux_cpu
+Pair = tuple[Callable[..., mx.array], Callable[..., mx.array]]  # plain, compiled
 
 SECONDS_KEPT = 24 * 3600  # of a folder in which a build may still run
 _MANIFEST = "manifest.json"
 
-_Function = Callable[..., mx.array]
-_functions: list[tuple[_Function, _Function]] = []  # plain, compiled
 
-
-def fused(f: _Function) -> _Function:
-    """``mx.compile`` for a Linux CPU, where its libraries can be trusted; the plain operations elsewhere.
+def problem_of(pairs: Sequence[Pair]) -> str | None:
+    """Build or load the loops of some functions.
 
     Args:
-        f: Float32 arrays → an array, element by element.
+        pairs: Float32 arrays → an array, element by element; plain and compiled.
     Returns:
-        The function; it computes on contiguous copies where an array is a view, as MLX has a loop for each layout.
+        None where they can be trusted; else why not, with the next step.
     """
-    compiled = mx.compile(f)
-    _functions.append((f, compiled))
-
-    @functools.wraps(f)
-    def call(*arrays: mx.array) -> mx.array:
-        return compiled(*map(mx.contiguous, arrays)) if usable() else f(*arrays)
-
-    return call
-
-
-@functools.cache
-def usable() -> bool:
-    """Whether MLX's compiled loops work, and come from a folder of the user's own; tried once a process.
-
-    Warns where they do not, with the next step.
-    """
-    if not on_linux_cpu():
-        return True
-    problem = _problem()
-    if problem is not None:
-        warnings.warn(f"MLX's compiled loops are off, predictions take longer: {problem}", stacklevel=2)
-    return problem is None
-
-
-def _problem() -> str | None:
     if shutil.which("g++") is None:
         return "g++ is missing: install it (apt install g++)."
     try:
@@ -72,7 +42,7 @@ def _problem() -> str | None:
     except (OSError, RuntimeError) as error:
         return f"no private folder ({error}): set XDG_CACHE_HOME to a folder of yours."
     try:
-        _load(folder)
+        _load(folder, pairs)
     except (OSError, RuntimeError, ValueError):
         return f"g++ builds nothing that runs in {folder}: check the free space, and that programs may run there."
     return None
@@ -93,27 +63,27 @@ def _private_folder() -> Path:
     return folder
 
 
-def _load(folder: Path) -> None:
+def _load(folder: Path, pairs: Sequence[Pair]) -> None:
     """Load the loops, built by an earlier process or now."""
     ready = folder / f"{mx.__version__}-{platform.machine()}"  # type: ignore[attr-defined]
     if _is_intact(ready):
         try:
-            return _run(ready)
+            return _run(ready, pairs)
         except RuntimeError:  # built for another machine that shares the home folder
             pass
     _remove_stale(folder)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
     try:
-        _run(building)
+        _run(building, pairs)
         (building / _MANIFEST).write_text(json.dumps(_digests(building)))
         _publish(building, ready)
     finally:
         shutil.rmtree(building, ignore_errors=True)  # what is loaded stays loaded
 
 
-def _run(folder: Path) -> None:
+def _run(folder: Path, pairs: Sequence[Pair]) -> None:
     """Compute each function once, compiled and plain; ValueError where they disagree."""
-    for plain, compiled in _functions:
+    for plain, compiled in pairs:
         x = mx.array(np.linspace(-6, 0, 64, dtype=np.float32))
         arrays = [x] * len(inspect.signature(plain).parameters)
         with _temporary_folder(folder):

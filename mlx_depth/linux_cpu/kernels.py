@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_depth.linux_cpu.kernel_cache import fused
+from mlx_depth.linux_cpu.fused import fused
 from mlx_depth.linux_cpu.streams import in_parts, on_linux_cpu
 
 CACHE_BYTES = 1 << 21  # what the caches next to a core hold

@@ -82,6 +82,11 @@ class DepthNetwork(nn.Module):
         """Both sides of the input are multiples of this many pixels: the patch size, where there are patches."""
         raise NotImplementedError
 
+    @property
+    def everything(self) -> Mapping[str, Any]:
+        """Options with which it computes all that it can, where some outputs are made on request alone."""
+        return {}
+
     def __call__(self, pixel_values: mx.array) -> DepthOutputs:
         """Compute depth; arrays in, arrays out, nothing is evaluated.
 
@@ -150,6 +155,7 @@ class Reading(NamedTuple):
 
     config: Any  # of the family's config type
     certain: bool = True  # False: the tensors are those of several models, and only the file's name can tell which
+    whole: Any = None  # the config of the model that this is a part of; None: the file leaves nothing out
 
 
 @dataclass(frozen=True)
@@ -273,6 +279,11 @@ class Family:
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data
+
+    @property
+    def takes(self) -> Takes:
+        """What its networks take."""
+        return getattr(self.network, "takes", "image")
 
     def detect(self, evidence: Evidence) -> str | None:
         """The dialect of a checkpoint; None where the family does not take it for its own."""

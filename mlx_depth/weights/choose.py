@@ -12,7 +12,8 @@ from mlx_depth.weights.rules import listed
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SAFETENSORS = ".safetensors"
-CONVERTIBLE = (".pth", ".pt", ".bin", ".ckpt", ".gguf")
+GGUF = ".gguf"
+CONVERTIBLE = (".pth", ".pt", ".bin", ".ckpt", GGUF)
 TORCH_WEIGHTS = "pytorch_model.bin"  # what transformers takes where there are no safetensors
 BESIDE = (CONFIG, PROCESSOR, "README*", "LICENSE*")  # what belongs to the weights, where it is there
 ADAPTER = (
@@ -28,6 +29,8 @@ _NOT_WEIGHTS = (
     "random_states*",
     "adapter_model*",
 )
+_HALVES = {"anyview": "metric", "metric": "anyview"}  # depth-anything.cpp's words for the files of a nested model
+_HALF = re.compile(rf"(?<![a-z])({'|'.join(_HALVES)})(?![a-z])")
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -39,7 +42,7 @@ def choose(names: Iterable[str], *, where: str, convertible: bool) -> tuple[str,
         where: What to call the folder in a message.
         convertible: Take ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` and ``.gguf`` files, too.
     Returns:
-        One file, or the shards after their index.
+        One file, the shards after their index, or the two halves of a nested model.
     Raises:
         ModelNotFoundError: If there are no weights.
         CheckpointError: If several files could be meant.
@@ -56,9 +59,19 @@ def choose(names: Iterable[str], *, where: str, convertible: bool) -> tuple[str,
         found = [name for name in names if is_convertible(name) and not _is_beside(name)]
     if not found:
         raise ModelNotFoundError(no_weights(where, names))
+    if len(found) == 2 and other_half(found[0]) == found[1]:
+        return found[0], found[1]
     if len(found) > 1:
         raise CheckpointError(f"{where} holds several checkpoints ({listed(found)}): name the file itself.")
     return (found[0],)
+
+
+def other_half(name: str) -> str | None:
+    """How the other file of a nested model is called, if this GGUF file is one of the pair; None for other names."""
+    if not name.lower().endswith(GGUF):
+        return None
+    other, count = _HALF.subn(lambda found: _HALVES[found[0]], name, count=1)
+    return other if count else None
 
 
 def holds_weights(names: Iterable[str], *, convertible: bool) -> bool:

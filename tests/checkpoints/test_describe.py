@@ -36,6 +36,7 @@ def test_table_is_the_registry(offline: None) -> None:
         "name": "depth-anything-v2-metric-indoor-large",
         "alias": "da2-indoor-large",
         "parameters": 335_315_649,
+        "takes": "image",
         "kind": "metric",
         "unit": "m",
         "license": "CC-BY-NC-4.0",
@@ -43,6 +44,9 @@ def test_table_is_the_registry(offline: None) -> None:
         "downloaded": False,
     }
     assert [name for name, row in rows.items() if row["downloaded"]] == [DEMO]
+    assert {name for name, row in rows.items() if row["takes"] == "views"} == {
+        name for name, spec in MODELS.items() if spec.family in ("depth_anything_3", "depth_anything_3_nested")
+    }
     assert rows["depth-anything-v2-giant"]["hub"] == "(unreleased)"
     assert rows[DEMO]["hub"] == "(bundled)"
 

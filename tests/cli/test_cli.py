@@ -612,13 +612,14 @@ def test_models_table(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(hub, "is_cached", lambda repo: repo.endswith("V2-Small-hf"))
     assert main("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "alias", "parameters", "kind", "unit", "license", "hub", "downloaded"]
+    assert lines[0].split() == ["name", "alias", "parameters", "takes", "kind", "unit", "license", "hub", "downloaded"]
     assert len(lines) == 1 + len(mlx_depth.list_models())
     rows = {line.split()[0]: line.split() for line in lines}
     assert rows["depth-anything-v2-small"][2] == "24,785,089"
     assert rows["depth-anything-v2-small"][-1] == "yes"
-    assert rows["depth-anything-v2-metric-indoor-base"][4:6] == ["m", "CC-BY-NC-4.0"]
+    assert rows["depth-anything-v2-metric-indoor-base"][5:7] == ["m", "CC-BY-NC-4.0"]
     assert rows["depth-anything-v2-metric-indoor-base"][-1] == "no"
+    assert rows["depth-anything-3-small"][3:5] == ["views", "relative"]
     assert rows["mlx-depth-demo"][-2:] == ["(bundled)", "yes"]
     assert main("models", "--json") == 0
     table = json.loads(capsys.readouterr().out)

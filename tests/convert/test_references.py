@@ -4,11 +4,9 @@ import dataclasses
 import sys
 
 import pytest
-import reference
 from coreml.tiny import tiny
 from mlx_depth_convert.references import REFERENCES, reference_of
-from mlx_depth_convert.references.base import Reference
-from mlx_depth_convert.references.network import transformers_network
+from mlx_depth_convert.references.network import reference_network
 
 from mlx_depth.errors import OptionError
 from mlx_depth.models.families import FAMILIES
@@ -17,15 +15,15 @@ from mlx_depth.registry import MODELS, ModelSpec
 
 @pytest.mark.parametrize("spec", [MODELS["depth-anything-v2-small"], MODELS["depth-anything-v1-large"]])
 def test_every_stage_has_a_twin(spec: ModelSpec) -> None:
-    with reference.torch.device("meta"):
-        network = reference_of(spec).build(reference.transformers, spec.config)
+    network = reference_of(spec).build(spec.config)
     twins = [reference_of(spec).twin(stage.name) for stage in FAMILIES[spec.family].stages(spec.config)]
     assert len(set(twins)) == 2 + 4 + 4 + 4 + 1
     assert set(twins) <= set(dict(network.named_modules()))
 
 
 def test_numbers_of_stages_are_filled_in() -> None:
-    found = Reference(lambda *_: None, lambda outputs: outputs, {"layer {i}": "encoder.{i}.out", "head 2": "head"})
+    twins = {"layer {i}": "encoder.{i}.out", "head 2": "head"}
+    found = dataclasses.replace(REFERENCES["depth_anything"], twins=twins)
     assert [found.twin(name) for name in ("layer 0", "layer 23", "head 2")] == [
         "encoder.0.out",
         "encoder.23.out",
@@ -39,5 +37,5 @@ def test_a_family_without_a_reference_is_told_so_before_torch_is_asked_for(monke
     assert set(REFERENCES) <= set(FAMILIES)
     spec = dataclasses.replace(tiny().spec, family="unheard_of")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(OptionError, match=r"tiny-depth cannot be compared with transformers, .*--against SOURCE"):
-        transformers_network(dataclasses.replace(tiny(), spec=spec))
+    with pytest.raises(OptionError, match=r"tiny-depth cannot be compared with a reference, .*--against SOURCE"):
+        reference_network(dataclasses.replace(tiny(), spec=spec))

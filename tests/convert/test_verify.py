@@ -78,7 +78,7 @@ def test_transformers_sees_the_weights_of_a_converted_folder(hub: Path, tmp_path
 def test_a_drift_is_found_in_transformers_order(hub: Path) -> None:
     checkpoint = read_checkpoint(hub)
     broken = changed(checkpoint, "backbone.blocks.2.mlp.fc1.weight", 1.01)
-    report = compare(broken, checkpoint, model="a", against="b", with_transformers=True, input_size=SIZE)
+    report = compare(broken, checkpoint, model="a", against="b", in_package=True, input_size=SIZE)
     assert (report.first_drift, report.first_module) == ("layer 2", "backbone.blocks.2.mlp.fc1")
 
 
@@ -140,7 +140,7 @@ def test_a_broken_packed_layer_is_past_the_gate_of_its_bits(bits: int) -> None:
     broken = changed(packed, "backbone.blocks.3.mlp.fc1.biases", 0.0)
     photo = [EXAMPLES / "coffee.jpg"]
     sound, report = (
-        compare(side, plain, model="a", against="b", images=photo, input_size=182) for side in (packed, broken)
+        compare(side, plain, model="a", against="b", images=photo, input_size=112) for side in (packed, broken)
     )
     assert sound.passed
     assert (report.precision, report.passed, report.first_drift) == (f"{bits}-bit", False, "layer 5")

@@ -1,11 +1,20 @@
 """Packages of the tiny model that many tests read. Who changes one, copies it first."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from coreml.quick import validated_once
 from coreml.tiny import SIZE, tiny
 from mlx_depth_convert.coreml import export_coreml
+
+
+@pytest.fixture(scope="module")
+def quick_exports(half_package: Path) -> Iterator[None]:
+    """``half_package`` was exported as anyone does; a test compares its bytes with a quick export's."""
+    with validated_once():
+        yield
 
 
 @pytest.fixture(scope="session")

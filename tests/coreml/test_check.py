@@ -21,6 +21,8 @@ from mlx_depth.errors import CheckpointError, ImageError
 
 coremltools = require("coreml", "coremltools")
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 
 def _without_layer_scale(monkeypatch, checkpoint):
     names = [name for name in checkpoint.weights if name.endswith("gamma")]

@@ -20,6 +20,8 @@ from mlx_depth.checkpoints.checkpoint import build_network, fetch_checkpoint
 
 require("coreml", "coremltools")
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 PHOTOS = sorted((Path(__file__).parents[2] / "examples").glob("*.jpg"))
 
 

@@ -25,6 +25,8 @@ from mlx_depth.weights.quantization import Quantization
 
 require("coreml", "coremltools")
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 LANDSCAPE, PORTRAIT = SIZE, (126, 84)
 
 # name → (what the model is, how it is exported); each changes one thing
@@ -220,9 +222,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from coreml.tiny import SIZE, tiny
+sys.modules |= {"torch": None, "transformers": None}  # coremltools imports them where it can
+import mlx_depth
+from coreml.quick import validated_once
+from coreml.tiny import tiny
 from mlx_depth_convert.coreml import export_coreml
-export_coreml(tiny(), Path(sys.argv[2]), sizes=[(70, 98), (98, 70)], cmap="turbo", compress="palette6")
+with validated_once():
+    export_coreml(tiny(), Path(sys.argv[2]), sizes=[(70, 98), (98, 70)], cmap="turbo", compress="palette6")
 """
 
 

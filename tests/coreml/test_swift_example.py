@@ -12,6 +12,8 @@ from support import require
 
 require("coreml", "coremltools")
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 EXAMPLE = Path(__file__).parents[2] / "examples/macos"
 SOURCES = sorted([EXAMPLE / "Package.swift", *EXAMPLE.glob("Sources/*/*.swift")])
 TEXT = {path.name: path.read_text() for path in SOURCES}

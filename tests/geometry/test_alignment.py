@@ -43,6 +43,7 @@ def moved(extrinsics: np.ndarray, noise: float, random: np.random.Generator) -> 
 seeds = st.integers(0, 2**32 - 1)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(4, 40), st.booleans())
 def test_umeyama_recovers(seed, count, weighted):
     random = np.random.default_rng(seed)
@@ -54,6 +55,7 @@ def test_umeyama_recovers(seed, count, weighted):
     np.testing.assert_allclose(found.scale, truth.scale, rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(3, 12), st.booleans(), st.booleans())
 def test_cameras_are_brought_back(seed, views, ransac, as_square):
     """Known similarity, random cameras: centers, directions and projections come back."""
@@ -152,7 +154,7 @@ def test_degenerate_centers_as_upstream(pose_align, centers, ransac):
         align_poses(extrinsics, extrinsics, ransac=ransac)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(seeds, st.floats(1e-3, 1e4))
 def test_a_line_that_rounding_bends(seed, unit):
     """Upstream returns some rotation about it."""

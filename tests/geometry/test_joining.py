@@ -79,6 +79,7 @@ def worst(scene, views) -> float:
 # Plans
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(2, 40), st.data())
 def test_plans(count, size, data):
     overlap = data.draw(st.integers(1, size - 1))

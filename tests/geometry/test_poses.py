@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import look_at
 from support import require
@@ -57,6 +57,7 @@ def test_normalize_extrinsics_as_upstream(views, unit):
     assert np.array_equal(normalize_extrinsics(extrinsics), normalize_extrinsics(as_4x4(extrinsics)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 99))
 def test_normalized_cameras(views, seed):
     """The first is the world; the lower of the two middle distances, the first's included, is 1 if it is not small."""

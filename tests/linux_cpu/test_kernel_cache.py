@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_depth.linux_cpu import kernel_cache
+from mlx_depth.linux_cpu import fused, kernel_cache
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu), reason="only a Linux CPU uses it"
@@ -23,14 +23,14 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="MLX bui
 COMPUTE = """
 import json, sys, warnings
 import mlx_depth, mlx.core as mx, mlx.nn as nn
-from mlx_depth.linux_cpu import kernel_cache, kernels
+from mlx_depth.linux_cpu import fused, kernels
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     x = mx.random.normal((1, 1, 50, 8))
     ours = kernels.gelu(x)
     strided = kernels.gelu(x[..., ::2])
     attention = kernels.attention(x, x, x, scale=1.0)
-    usable = kernel_cache.usable()
+    usable = fused.usable()
     mx.eval(ours, strided, attention)
 exact = x * (1 + mx.erf(x / 2**0.5)) / 2
 plain = mx.fast.scaled_dot_product_attention(x, x, x, scale=1.0)
@@ -91,7 +91,7 @@ def test_the_folder_is_private_and_holds_whole_builds_alone(built: Path) -> None
     folder = built / "mlx-depth/kernels"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert [entry.name.split("-")[0] for entry in folder.iterdir()] == [mx.__version__]
-    assert len(libraries(built)) == len(kernel_cache._functions) == 3
+    assert len(libraries(built)) == len(fused._pairs) == 3
 
 
 @needs_compiler

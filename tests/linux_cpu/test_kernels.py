@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import seeded
 
@@ -315,6 +315,7 @@ def test_gelu_of_what_is_not_finite() -> None:
 # Convolutions
 
 
+@settings(deadline=None)
 @given(B=st.integers(1, 3), H=sides, W=sides, C=sides, D=sides)
 def test_conv_3x3(B: int, H: int, W: int, C: int, D: int) -> None:
     x, weight, bias = array("x", B, H, W, C), array("w", D, 3, 3, C), array("b", D)
@@ -323,6 +324,7 @@ def test_conv_3x3(B: int, H: int, W: int, C: int, D: int) -> None:
     assert largest_error(kernels.conv_3x3(x, weight, bias), plain, scale) <= TOLERANCE
 
 
+@settings(deadline=None)
 @given(B=st.integers(1, 3), H=sides, W=sides, C=sides, D=sides)
 def test_conv_1x1(B: int, H: int, W: int, C: int, D: int) -> None:
     x, weight, bias = array("x", B, H, W, C), array("w", D, 1, 1, C), array("b", D)
@@ -331,6 +333,7 @@ def test_conv_1x1(B: int, H: int, W: int, C: int, D: int) -> None:
     assert largest_error(kernels.conv_1x1(x, weight, bias), plain, scale) <= TOLERANCE
 
 
+@settings(deadline=None)
 @given(B=st.integers(1, 2), H=sides, W=sides, C=sides, D=sides, kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)))
 def test_conv_transpose_tiles(B: int, H: int, W: int, C: int, D: int, kernel: tuple[int, int]) -> None:
     x, weight, bias = array("x", B, H, W, C), array("w", D, *kernel, C), array("b", D)

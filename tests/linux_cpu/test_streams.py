@@ -1,5 +1,6 @@
 """Work in parts: equal numbers, one part a core, products of one thread meanwhile; only where that helps."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -138,13 +139,21 @@ class FakeBlas:
 
 
 CODE = """
-import mlx_depth, numpy as np
-model = mlx_depth.load("mlx-depth-demo")
-print(model.predict(np.zeros((28, 28, 3), np.uint8), input_size=28).depth.shape)
+import json, sys, mlx_depth, numpy as np
+from mlx_depth.linux_cpu import openblas
+openblas.threads = lambda: int(sys.argv[1])
+photo = (np.indices((40, 50)).sum(axis=0)[..., None] * [1, 2, 0]).astype(np.uint8)
+model = mlx_depth.load("mlx-depth-demo", dtype="float32")
+print(json.dumps(model.predict(photo, input_size=28).depth.tolist()))
 """
 
 
 @linux
-def test_a_process_that_used_streams_ends_well() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "(28, 28)\n"), done.stderr
+def test_a_prediction_on_two_cores_is_that_of_one_and_its_process_ends_well() -> None:
+    depths = []
+    for cores in ("1", "2"):
+        done = subprocess.run([sys.executable, "-c", CODE, cores], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        depths.append(np.array(json.loads(done.stdout)))
+    assert depths[0].std() > 0
+    assert relative_error(depths[1], depths[0]) <= 1e-5

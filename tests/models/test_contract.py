@@ -88,7 +88,8 @@ def test_the_tools_take_it(source: Path, tmp_path: Path) -> None:
     assert json.loads((packed / "config.json").read_text())["config"] == {"width": WIDTH}
     plain = convert(source, tmp_path / "plain", dtype="float32")
     report = verify(packed, against=source)
-    assert [stage.stage for stage in report.stages] == ["embedding", "depth"]
+    outputs = ["confidence", "intrinsics", "extrinsics", "depth"]
+    assert [stage.stage for stage in report.stages] == ["embedding", *outputs]
     assert report.passed
     assert verify(plain, against=source).stages[-1].max_abs == 0
     rows = inspect_model(plain).rows

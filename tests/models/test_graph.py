@@ -4,6 +4,7 @@ A trace raises where an array is evaluated, so NumPy and ``.item()`` show, too. 
 operations stand in the graph as their parts.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +13,36 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.heads.dpt import DPTConfig
+from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
+from mlx_depth.models.depth_anything_3.network import (
+    DepthAnything3Config,
+    DepthAnything3MonoConfig,
+    DepthAnything3NestedConfig,
+)
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.nn import ops
 
+_PLAIN = DINOv2Config(embed_dim=32, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3))
+_DPT = DPTConfig(in_dim=32, features=16, out_channels=(8, 16, 24, 32))
+_ANY_VIEW = DepthAnything3Config(
+    AnyViewConfig(embed_dim=32, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3), alt_start=1),
+    DualDPTConfig(in_dim=64, features=16, out_channels=(8, 16, 24, 32)),
+    gaussians=True,
+)
+_MONO = DepthAnything3MonoConfig(_PLAIN, dataclasses.replace(_DPT, activation="exp"), metric=True)
 TINY: dict[str, NetworkConfig] = {
-    "depth_anything": DepthAnythingConfig(
-        DINOv2Config(embed_dim=32, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3)),
-        DPTConfig(in_dim=32, features=16, out_channels=(8, 16, 24, 32)),
-    )
+    "depth_anything": DepthAnythingConfig(_PLAIN, _DPT),
+    "depth_anything_3": _ANY_VIEW,
+    "depth_anything_3_mono": _MONO,
+    "depth_anything_3_nested": DepthAnything3NestedConfig(_ANY_VIEW, _MONO),
 }
+OPTIONS: dict[str, dict[str, Any]] = {"image": {}, "views": {"gaussians": True}, "video": {}}
+SHAPES_OF_CONDITIONS = {"extrinsics": (3, 4), "intrinsics": (3, 3)}
 LEADING_AXES = {"image": (2,), "views": (1, 3), "video": (1, 4)}
 # MLX's decompositions run on the CPU alone: ``mx.linalg`` refuses them a GPU's stream.
 WITHOUT_GPU_KERNEL = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}
@@ -62,8 +80,16 @@ def graph(network: DepthNetwork, call: Callable[..., Any], *inputs: mx.array) ->
 
 def graph_of_call(network: DepthNetwork, dtype: mx.Dtype = mx.float16) -> Graph:
     network.set_dtype(dtype)
-    pixel_values = mx.zeros((*LEADING_AXES[network.takes], *input_size(network), 3), dtype)
-    return graph(network, lambda pixel_values: network(pixel_values).present(), pixel_values)
+    leading = LEADING_AXES[network.takes]
+    pixel_values = mx.zeros((*leading, *input_size(network), 3), dtype)
+    conditions = [mx.ones((*leading, *SHAPES_OF_CONDITIONS[name])) for name in network.conditions]
+
+    def call(pixel_values: mx.array, *conditions: mx.array) -> Any:
+        given = dict(zip(network.conditions, conditions, strict=True))
+        plain = network(pixel_values, **OPTIONS[network.takes]).present()
+        return [plain, network(pixel_values, **given).present()] if given else plain
+
+    return graph(network, call, pixel_values, *conditions)
 
 
 def graph_of_prepare(network: DepthNetwork, dtype: mx.Dtype = mx.float16) -> Graph:

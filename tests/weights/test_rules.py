@@ -11,7 +11,7 @@ from mlx_depth.models.base import Evidence
 from mlx_depth.models.depth_anything.family import FAMILY
 from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
 from mlx_depth.registry import MODELS
-from mlx_depth.weights.rules import Drop, Rename, Split, apply, check_complete, listed, prefixed, to_mlx_layout
+from mlx_depth.weights.rules import Drop, Rename, Split, Tie, apply, check_complete, listed, prefixed, to_mlx_layout
 
 DIALECTS = {
     "transformers-new-names": ("transformers", lambda state: state),
@@ -38,7 +38,7 @@ def test_every_tensor_of_upstream_has_its_place_at_full_size(size, dialect):
 @pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
 def test_parameter_counts_of_upstream_are_the_registrys(size):
     total = sum(parameter.numel() for parameter in reference.meta_model(size).parameters())
-    specs = [spec for spec in MODELS.values() if spec.name.endswith(f"-{size}")]
+    specs = [spec for spec in MODELS.values() if spec.family == "depth_anything" and spec.name.endswith(f"-{size}")]
     assert specs
     assert {spec.parameters for spec in specs} == {total}
 
@@ -88,6 +88,16 @@ def test_faulty_tables_are_found():
         apply((Rename("a.{x}", "c.{x}"), Rename("{y}.b", "d.{y}")), {"a.b": ZERO})
     with pytest.raises(ValueError, match="'c' is produced twice"):
         apply((Rename("a", "c"), Rename("b", "c")), {"a": ZERO, "b": ZERO})
+
+
+def test_what_is_tied_is_one_parameter_however_often_a_file_names_it():
+    table = (Tie("norm.{i}.{p}", "norm.{p}"),)
+    ones = mx.ones((2,))
+    assert list(apply(table, {"norm.0.weight": ones})) == ["norm.weight"]
+    assert list(apply(table, {"norm.3.weight": ones, "norm.0.weight": mx.ones((2,))})) == ["norm.weight"]
+    for other in (mx.array([1.0, 2.0]), mx.ones((3,))):
+        with pytest.raises(CheckpointError, match=r"norm\.1\.weight differs from the tensor that it has to equal"):
+            apply(table, {"norm.0.weight": ones, "norm.1.weight": other})
 
 
 def test_an_uneven_split_is_refused():

@@ -1,13 +1,12 @@
 """What a Core ML export can be asked for: the words of the options, and their check before any work."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_depth.errors import OptionError
+from mlx_depth.errors import OptionError, similar
 from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthKind
@@ -90,7 +89,7 @@ def _read_size(request: SizeRequest) -> Size:
         return PRESETS[ASPECTS.get(request, request)]
     match = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", request)
     if match is None:
-        close = difflib.get_close_matches(request, SIZES, n=1)
+        close = similar(request, SIZES)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise OptionError(f"no size {request!r}: {hint}Give HEIGHTxWIDTH in pixels, or one of {', '.join(SIZES)}.")
     return int(match[1]), int(match[2])

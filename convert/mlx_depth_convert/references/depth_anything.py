@@ -1,13 +1,18 @@
 """Depth Anything V1 and V2 in transformers."""
 
+from pathlib import Path
 from typing import Any
 
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
-from mlx_depth_convert.references.base import Reference
+from mlx_depth_convert.references.base import Outputs, Reference
 
 
-def _build(transformers: Any, config: DepthAnythingConfig) -> Any:
-    network = transformers.DepthAnythingForDepthEstimation(_transformers_config(transformers, config))
+def _build(config: DepthAnythingConfig) -> Any:
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        network = transformers.DepthAnythingForDepthEstimation(_transformers_config(transformers, config))
     network.head.max_depth = config.head.max_depth  # transformers' config takes whole metres alone
     return network
 
@@ -36,9 +41,33 @@ def _transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
     )
 
 
+def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
+    return {"depth": network(pixel_values.permute(0, 3, 1, 2)).predicted_depth}
+
+
+def _save(network: Any, folder: Path) -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    network.save_pretrained(folder)
+
+
+def _load(_: DepthAnythingConfig, folder: Path, dtype: Any) -> Any:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.DepthAnythingForDepthEstimation.from_pretrained(folder, dtype=dtype)
+
+
 REFERENCE = Reference(
+    name="transformers",
+    install="pip install 'mlx-depth[reference]'",
+    dialect="transformers",
+    rules="transformers",
     build=_build,
-    depth=lambda outputs: outputs.predicted_depth,
+    run=_run,
+    save=_save,
+    load=_load,
     twins={
         "patch embedding": "backbone.embeddings.patch_embeddings.projection",
         "with positions": "backbone.encoder.layer.0",

@@ -1,4 +1,4 @@
-"""The side of a verification that runs in transformers."""
+"""The side of a verification that runs in the reference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,20 +9,19 @@ import numpy as np
 from mlx_depth.checkpoints.checkpoint import Checkpoint
 from mlx_depth.models.base import Stage
 from mlx_depth_convert.references import reference_of
-from mlx_depth_convert.references.network import our_names, transformers_network
-from mlx_depth_convert.report import FINAL, Runner
+from mlx_depth_convert.references.network import our_names, reference_network
 
+Arrays = dict[str, np.ndarray]
 _WEIGHT = ".weight"
 
 
-class TransformersSide:
-    """Runs transformers' model on our pixel values and hands out stages in our layout."""
-
-    name: Runner = "transformers"
+class ReferenceSide:
+    """Runs the reference's network on our pixel values and hands out stages in our layout."""
 
     def __init__(self, checkpoint: Checkpoint):
-        self.network = transformers_network(checkpoint)
+        self.network = reference_network(checkpoint)
         self._reference = reference_of(checkpoint.spec)
+        self.name = self._reference.name
         self._modules = dict(self.network.named_modules())
         self._layers = self._layer_twins(checkpoint)
 
@@ -43,8 +42,8 @@ class TransformersSide:
         path = self._layers.get(stage.name)  # a stage that `stage_of` made is called as its layer
         return self._modules[path if path is not None else self._reference.twin(stage.name)]
 
-    def run(self, pixel_values: mx.array, stages: Sequence[Stage]) -> dict[str, np.ndarray]:
-        """Stage name → values, and the final depth under ``depth``."""
+    def run(self, pixel_values: mx.array, stages: Sequence[Stage]) -> tuple[Arrays, Arrays]:
+        """Stages and outputs, each name → values."""
         import torch
 
         values: dict[str, np.ndarray] = {}
@@ -58,16 +57,16 @@ class TransformersSide:
 
         handles = [self._module(stage).register_forward_hook(record(stage)) for stage in stages]
         try:
-            pixels = torch.from_numpy(np.array(pixel_values.transpose(0, 3, 1, 2)))
             with torch.no_grad():
-                depth = self._reference.depth(self.network(pixels)).numpy()
+                pixels = torch.from_numpy(np.array(pixel_values))
+                outputs = self._reference.run(self.network, pixels, everything=True)
         finally:
             for handle in handles:
                 handle.remove()
-        return {**values, FINAL: depth}
+        return values, {name: output.numpy() for name, output in outputs.items()}
 
 
 def _our_layout(tensor: Any) -> np.ndarray:
-    """Maps (B, C, H, W) → (B, H, W, C); tokens stay."""
+    """Maps (B, C, H, W) → (B, H, W, C); tokens stay. A copy: some modules change what they are given."""
     array: np.ndarray = tensor.numpy()
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if array.ndim == 4 else array
+    return np.array(array.transpose(0, 2, 3, 1) if array.ndim == 4 else array, order="C")

@@ -39,6 +39,7 @@ class Source:
 
     parts: Mapping[str, Part]  # by dotted key; "" is the top, and all there is in a flat container
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    further: tuple[Path, ...] = ()  # files that were read with the one that was named
 
 
 def stage(tensors: Mapping[str, LazyTensor], path: Path) -> None:

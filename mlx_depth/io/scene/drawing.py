@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
+from mlx_depth.io.colormaps import apply_colormap
 
 Camera: TypeAlias = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], tuple[int, int]]
 """``(intrinsics (3, 3) in pixels, extrinsics (3, 4) world → camera, size (H, W) in pixels)``, OpenCV axes."""
@@ -67,6 +68,21 @@ def camera_colors(count: int) -> npt.NDArray[np.uint8]:
     """``(count, 3)`` RGB: red for the first camera, then once around the circle of hues."""
     hues = [colorsys.hsv_to_rgb(number / max(count, 1), 0.75, 1.0) for number in range(count)]
     return np.rint(np.array(hues).reshape(-1, 3) * 255).astype(np.uint8)
+
+
+def depth_colors(depth: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """Paint points by their depth: near is red, as in ``DepthResult.colorize``.
+
+    Args:
+        depth: ``(N,)``, finite, above 0, larger = farther.
+    Returns:
+        ``(N, 3)``, RGB: the inverse depth, spread over its middle 96 %, so that neither a far hill nor a speck in front
+        takes all the colors.
+    """
+    inverse = 1 / depth.astype(np.float64)
+    low, high = np.percentile(inverse, [2, 98])
+    shares = (inverse - low) / (high - low) if high > low else np.zeros(len(inverse))
+    return apply_colormap((np.clip(shares, 0, 1) * 255).astype(np.uint8), "Spectral_r")
 
 
 def check_points(points: npt.NDArray[Any], colors: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -28,6 +28,7 @@ from mlx_depth.version import __version__
 Tree: TypeAlias = dict[str, Any]
 Hook: TypeAlias = Callable[[Any, Tree], None]
 
+MAX_VERTICES = 1_000_000
 MAX_TEXTURE_SIDE = 4096  # pixels: what every WebGL 2 device of today takes
 _FLOAT, _CLAMP_TO_EDGE = 5126, 33071  # glTF 2.0, accessor.componentType and sampler.wrapS
 _UNLIT = "KHR_materials_unlit"
@@ -90,7 +91,7 @@ def write_mesh_glb(
     extrinsics: npt.NDArray[np.floating] | None = None,
     edge_threshold: float,
     normals: npt.NDArray[np.float32] | None = None,
-    max_vertices: int = 1_000_000,
+    max_vertices: int = MAX_VERTICES,
     facts: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Path:

@@ -28,7 +28,7 @@ from mlx_depth.io.scene.drawing import (
 )
 from mlx_depth.version import __version__
 
-MAX_POINTS = 2_000_000  # beyond it the page grows past 60 MB, and small GPUs draw it slowly
+MAX_POINTS = 2_000_000  # a page of 48 MB; beyond it browsers take seconds to open one
 _PAGE = "viewer_page"
 _STEPS = 100  # of the confidence slider: how many percent of the points are hidden
 
@@ -86,14 +86,13 @@ def write_viewer(
         "confidence": None if confidence is None else _slider(confidence[order]),
         "view": _first_view(points, cameras),
     }
+    thinned = f"{len(order):,} of {total:,}, thinned evenly" if len(order) < total else ""
     parts = {name: _part(f"viewer.{suffix}") for name, suffix in (("style", "css"), ("viewer", "js"))}
     parts |= {
         "three": _part("three.min.js"),
         "title": _escaped(facts.get("title") or path.stem),
         "generator": f"mlx-depth {__version__}",
-        "facts": _rows(
-            facts, len(cameras), f"{len(order):,} of {total:,}, thinned evenly" if len(order) < total else ""
-        ),
+        "facts": _rows(facts, len(cameras), thinned),
         "metadata": _json(dict(facts)),
         "scene": _json(scene),
         "arrays": "\n".join(_data_block(name, array) for name, array in arrays.items()),

@@ -13,6 +13,7 @@ from mlx_depth.heads import dpt
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.models.base import Dialect, Evidence, Reading, Shapes, owner
 from mlx_depth.models.depth_anything.network import SIZES, DepthAnythingConfig, depth_anything_config
+from mlx_depth.weights.gguf_metadata import arch_of, backbone_facts, backbone_keys, head_facts, head_keys, read_facts
 from mlx_depth.weights.rules import prefixed
 from mlx_depth.weights.transformers_config import check_counts, read_keys
 
@@ -216,7 +217,6 @@ def _read_authors_config(data: Mapping[str, Any], shaped: DepthAnythingConfig) -
     return Reading(replace(shaped, head=head))
 
 
-_GGUF = "depthanything3."  # the prefix of V2's keys, too: `arch` tells the two apart
 _GGUF_FIXED: dict[str, Any] = {
     "arch": "depthanything2",
     "vit.num_register_tokens": 0,
@@ -233,53 +233,23 @@ _GGUF_FIXED: dict[str, Any] = {
 
 
 def _owns_gguf(evidence: Evidence) -> bool:
-    arch = (evidence.metadata or {}).get(f"{_GGUF}arch", _GGUF_FIXED["arch"])
-    return "vit.blk.0.attn_qkv.weight" in evidence.shapes and bool(arch == _GGUF_FIXED["arch"])
-
-
-_GGUF_COUNTS = {
-    **dict.fromkeys(("patch_size", "vit.embed_dim", "vit.depth", "vit.num_heads", "vit.pos_embed_grid"), 1),
-    "head.features": 1,
-    "head.out_channels": len(dpt.RESAMPLINGS),
-}
-_FFN_TYPES = {"mlp": False, "swiglu": True}
+    arch = arch_of(evidence.metadata)
+    return "vit.blk.0.attn_qkv.weight" in evidence.shapes and arch in (None, _GGUF_FIXED["arch"])
 
 
 def _read_gguf(evidence: Evidence) -> Reading:
     """The keys of depth-anything.cpp's ``scripts/convert_da2_to_gguf.py``."""
-    metadata = evidence.metadata or {}
-    facts = {key.removeprefix(_GGUF): value for key, value in metadata.items() if key.startswith(_GGUF)}
-    missing = [key for key in (*_GGUF_FIXED, *_GGUF_COUNTS, "vit.out_layers", "vit.ffn_type") if key not in facts]
-    if missing:
-        raise CheckpointError(f"the GGUF file lacks the key {_GGUF}{missing[0]}: export it again.")
-    wrong = {key: facts[key] for key, value in _GGUF_FIXED.items() if facts[key] != value}
-    if wrong:
-        raise CheckpointError(f"the GGUF file is no Depth Anything V2 ({wrong!s:.200}): take one whose arch is V2's.")
-    check_counts("the GGUF file", facts, _GGUF_COUNTS)
-    if facts["vit.ffn_type"] not in (*_FFN_TYPES,):
-        raise CheckpointError(f"the GGUF file has the ffn_type {facts['vit.ffn_type']!r:.40}: export it again.")
-    out_layers = facts["vit.out_layers"]
-    if not isinstance(out_layers, list):
-        raise CheckpointError(f"the GGUF file's out_layers are {out_layers!r:.40}, no list: export it again.")
+    needed = (*backbone_keys("vit"), *head_keys("head"))
+    facts = read_facts(evidence.metadata, _GGUF_FIXED, needed, "Depth Anything V2")
     max_depth = facts.get("head.max_depth")  # older exporters wrote the activation "relu" for metric models, too
     return Reading(
         DepthAnythingConfig(
-            DINOv2Config(
-                embed_dim=facts["vit.embed_dim"],
-                num_layers=facts["vit.depth"],
-                num_heads=facts["vit.num_heads"],
-                out_layers=tuple(out_layers),
-                swiglu=_FFN_TYPES[facts["vit.ffn_type"]],
-                patch_size=facts["patch_size"],
-                table_size=facts["vit.pos_embed_grid"],
-            ),
+            DINOv2Config(**backbone_facts(facts, "vit")),
             DPTConfig(
                 in_dim=facts["vit.embed_dim"],
-                features=facts["head.features"],
-                out_channels=tuple(facts["head.out_channels"]),
-                patch_size=facts["patch_size"],
                 activation="relu" if max_depth is None else "sigmoid",
                 max_depth=1.0 if max_depth is None else _number_of_metres(max_depth, "the GGUF file"),
+                **head_facts(facts, "head", len(dpt.RESAMPLINGS)),
             ),
         )
     )

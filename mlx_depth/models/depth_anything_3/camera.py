@@ -123,3 +123,10 @@ DECODER_ORIGINAL: tuple[Rule, ...] = (
     Rename("fc_qvec.{p}", "quaternion.{p}"),
     Rename("fc_fov.0.{p}", "field_of_view.{p}"),
 )
+DECODER_GGUF: tuple[Rule, ...] = (
+    Rename("bb0.{p}", "layers.0.{p}"),
+    Rename("bb2.{p}", "layers.1.{p}"),
+    Rename("fc_t.{p}", "center.{p}"),
+    Rename("fc_q.{p}", "quaternion.{p}"),
+    Rename("fc_fov.{p}", "field_of_view.{p}"),
+)

@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx_depth.errors import CheckpointError, ImageError, OptionError
 from mlx_depth.heads.dpt import RESAMPLINGS
 from mlx_depth.models.base import DepthOutputs, Family, Photo, PhotoOutputs, Stage, to_photo
+from mlx_depth.models.depth_anything_3 import gguf, weights
 from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
 from mlx_depth.models.depth_anything_3.metric import fill_sky, in_metres, metres
 from mlx_depth.models.depth_anything_3.network import (
@@ -18,12 +19,6 @@ from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3MonoConfig,
     DepthAnything3Nested,
     DepthAnything3NestedConfig,
-)
-from mlx_depth.models.depth_anything_3.weights import (
-    ANY_VIEW_DIALECTS,
-    MONO_DIALECTS,
-    NESTED_DIALECTS,
-    published_name,
 )
 from mlx_depth.processor import Processor, Reference
 
@@ -108,10 +103,9 @@ def _any_view_stages(config: DepthAnything3Config, where: str = "") -> tuple[Sta
         *_backbone_stages(config.backbone.out_layers, where),
         *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
         *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
-        *(Stage(f"ray fusion {i}", f"{where}head.ray_fusion.{i}") for i in levels),
-        Stage("rays", f"{where}head.ray_conv3"),
-        Stage("camera", f"{where}camera_decoder.quaternion"),
+        *(Stage(f"ray fusion {i}", f"{where}head.ray_fusion.{i}") for i in levels if config.head.rays),
         Stage("head", f"{where}head.conv1"),
+        Stage("camera", f"{where}camera_decoder.quaternion"),
     )
 
 
@@ -121,7 +115,6 @@ def _mono_stages(config: DepthAnything3MonoConfig, where: str = "") -> tuple[Sta
         *_backbone_stages(config.backbone.out_layers, where),
         *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
         *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
-        Stage("sky", f"{where}head.sky_conv3"),
         Stage("head", f"{where}head.conv1"),
     )
 
@@ -139,10 +132,10 @@ ANY_VIEW = Family(
     config_type=DepthAnything3Config,
     network=DepthAnything3,
     processor=PROCESSOR,
-    dialects=ANY_VIEW_DIALECTS,
+    dialects={**weights.ANY_VIEW_DIALECTS, **gguf.ANY_VIEW_DIALECTS},
     read_processor=_no_processor,
     follow=_follow,
-    published_name=published_name,
+    published_name=weights.published_name,
     postprocess=_one_view,
     with_cameras=_any_view_with_cameras,
     quantizable=_quantizable,
@@ -153,7 +146,7 @@ MONO = replace(
     name="depth_anything_3_mono",
     config_type=DepthAnything3MonoConfig,
     network=DepthAnything3Mono,
-    dialects=MONO_DIALECTS,
+    dialects={**weights.MONO_DIALECTS, **gguf.MONO_DIALECTS},
     postprocess=_mono,
     stages=_mono_stages,
 )
@@ -162,7 +155,7 @@ NESTED = replace(
     name="depth_anything_3_nested",
     config_type=DepthAnything3NestedConfig,
     network=DepthAnything3Nested,
-    dialects=NESTED_DIALECTS,
+    dialects={**weights.NESTED_DIALECTS, **gguf.NESTED_DIALECTS},
     with_cameras=_nested_with_cameras,
     no_depth="it shows nothing but sky, so the length of a metre is unknown: give a photo with ground",
     stages=_nested_stages,

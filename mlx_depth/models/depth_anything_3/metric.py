@@ -60,7 +60,8 @@ def in_metres(outputs: DepthOutputs, metric_depth: mx.array, sky: mx.array) -> D
     scale = _sum(depth * target, used) / mx.maximum(_sum(depth * depth, used), 1e-12)
     scale = mx.where(ground.sum(axis=(1, 2, 3)) > LEAST_PIXELS, scale, mx.nan)
     depth = depth * scale[:, None, None, None]
-    farthest = mx.minimum(_quantile(depth, ground, FARTHEST_GROUND), MOST_METRES)[:, None, None, None]
+    farthest = mx.minimum(_quantile(depth, ground, FARTHEST_GROUND), MOST_METRES)
+    farthest = mx.where(mx.isnan(scale), scale, farthest)[:, None, None, None]
     moved = extrinsics[..., 3:] * scale[:, None, None, None]
     return outputs._replace(
         depth=mx.where(ground, depth, farthest),

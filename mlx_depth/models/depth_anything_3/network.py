@@ -5,6 +5,7 @@ Upstream: ``depth_anything_3/model/da3.py`` and its ``configs/``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -12,7 +13,7 @@ from mlx_depth.backbones.any_view import AnyViewConfig, AnyViewDINOv2, Reference
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
 from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.heads.dpt import DepthAndSky, DPTConfig, SkyDPTHead
-from mlx_depth.heads.dual_dpt import DualDPTConfig, DualDPTHead
+from mlx_depth.heads.dual_dpt import DualDPTConfig, DualDPTHead, DualMaps
 from mlx_depth.heads.gaussian_dpt import GaussianDPTConfig, GaussianDPTHead
 from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Size
 from mlx_depth.models.depth_anything_3.camera import CameraDecoder, CameraEncoder
@@ -20,6 +21,7 @@ from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
 from mlx_depth.models.depth_anything_3.metric import in_metres
 from mlx_depth.nn import ops
 from mlx_depth.result import DepthKind
+from mlx_depth.weights.config_values import added_later
 
 NORM_EPS = 1e-5  # of the backbone's last norm, in this family
 
@@ -39,6 +41,7 @@ class DepthAnything3Config(NetworkConfig):
     backbone: AnyViewConfig
     head: DualDPTConfig
     gaussians: bool  # whether there is a head for 3D Gaussians
+    camera_encoder: bool = added_later(True)  # whether known cameras can be given; some files leave it out
 
     def __post_init__(self) -> None:
         ours = (2 * self.backbone.embed_dim, self.backbone.patch_size)
@@ -62,7 +65,8 @@ class DepthAnything3(DepthNetwork):
         dims = config.backbone.embed_dim
         self.backbone = AnyViewDINOv2(config.backbone)
         self.head = DualDPTHead(config.head)
-        self.camera_encoder = CameraEncoder(dims)
+        if config.camera_encoder:
+            self.camera_encoder = CameraEncoder(dims)
         self.camera_decoder = CameraDecoder(2 * dims)
         if config.gaussians:
             head = config.head
@@ -74,6 +78,11 @@ class DepthAnything3(DepthNetwork):
     def multiple_of(self) -> int:
         """The patch size."""
         return self._config.backbone.patch_size
+
+    @property
+    def everything(self) -> dict[str, Any]:
+        """Gaussians, too, where the model can."""
+        return {"gaussians": True} if self._config.gaussians else {}
 
     def __call__(
         self,
@@ -95,10 +104,10 @@ class DepthAnything3(DepthNetwork):
             gaussians: Predict 3D Gaussians, too, where the model can.
         Returns:
             ``depth`` ``(B, V, H, W)``, unitless, larger = farther; ``confidence`` above 1; ``extrinsics``,
-            ``intrinsics``; ``rays`` and ``ray_confidence`` at 8 values a patch side; ``gaussians`` as of
-            ``world_gaussians``, and ``raw`` and ``raw_confidence``, of which it makes them.
+            ``intrinsics``; ``rays`` and ``ray_confidence``, where the weights have them, at 8 values a patch side;
+            ``gaussians`` as of ``world_gaussians``, and ``raw`` and ``raw_confidence``, of which it makes them.
         Raises:
-            OptionError: If a shape does not fit, or there is no head for Gaussians.
+            OptionError: If a shape does not fit, or the weights have no head for Gaussians or no place for cameras.
         """
         self.check(pixel_values.shape)
         if gaussians and not self._config.gaussians:
@@ -108,23 +117,23 @@ class DepthAnything3(DepthNetwork):
         layers = self.backbone(pixel_values, known, reference_view=reference_view)
         grid_size = self._grid_size((H, W))
         tokens = [layer.patch_tokens.flatten(0, 1) for layer in layers]
-        maps = ops.in_batches(lambda some: self.head(some, grid_size), tokens)
-        depth, confidence, rays, ray_confidence = (x.reshape(B, V, *x.shape[1:]) for x in maps)
+        read = ops.in_batches(lambda some: [x for x in self.head(some, grid_size) if x is not None], tokens)
+        maps = DualMaps(*(x.reshape(B, V, *x.shape[1:]) for x in read))
         own_extrinsics, own_intrinsics = self.camera_decoder(layers[-1].camera_token, (H, W))
         outputs = DepthOutputs(
-            depth=depth,
-            confidence=confidence,
+            depth=maps.depth,
+            confidence=maps.confidence,
             extrinsics=own_extrinsics,
             intrinsics=own_intrinsics,
-            rays=rays,
-            ray_confidence=ray_confidence,
+            rays=maps.rays,
+            ray_confidence=maps.ray_confidence,
         )
         if not gaussians:
             return outputs
         images = [*tokens, pixel_values.flatten(0, 1)]
         read = ops.in_batches(lambda some: self.gaussian_head(some[:-1], some[-1], grid_size), images)
         raw, sure = (x.reshape(B, V, *x.shape[1:]) for x in read)
-        made = world_gaussians(depth, raw, sure, own_extrinsics, own_intrinsics)
+        made = world_gaussians(maps.depth, raw, sure, own_extrinsics, own_intrinsics)
         return outputs._replace(gaussians={**made, "raw": raw, "raw_confidence": sure})
 
     def _known_cameras(
@@ -134,6 +143,11 @@ class DepthAnything3(DepthNetwork):
             return None
         if extrinsics is None or intrinsics is None:
             raise OptionError("a known camera has extrinsics and intrinsics: give both, or none.")
+        if not self._config.camera_encoder:
+            raise OptionError(
+                "these weights take no known cameras, as their file left that part out: give none, or convert the "
+                "authors' own file."
+            )
         for name, given, wanted in (("extrinsics", extrinsics, (3, 4)), ("intrinsics", intrinsics, (3, 3))):
             if given.shape != (*views, *wanted):
                 raise OptionError(f"{name} have shape {given.shape}: give {(*views, *wanted)}, one for each view.")
@@ -243,6 +257,11 @@ class DepthAnything3Nested(DepthNetwork):
     def multiple_of(self) -> int:
         """The patch size."""
         return self.any_view.multiple_of
+
+    @property
+    def everything(self) -> dict[str, Any]:
+        """Gaussians, too, where the model can."""
+        return self.any_view.everything
 
     def __call__(
         self,

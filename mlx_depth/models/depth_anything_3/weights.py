@@ -1,7 +1,7 @@
 """Depth Anything 3's checkpoints: how they name their tensors, and what says how the network is built."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlx_depth.backbones import dinov2
@@ -90,7 +90,7 @@ def _width(config: Any) -> int:
     return backbone.embed_dim
 
 
-def _reader(kind: type[NetworkConfig], table: str, *, certain: bool = True) -> Any:
+def _reader(kind: type[NetworkConfig], table: str, *, certain: bool = True) -> Callable[[Evidence], Reading]:
     def read(evidence: Evidence) -> Reading:
         if evidence.config is not None:
             return Reading(_named(evidence.config, kind))
@@ -122,10 +122,18 @@ NESTED_DIALECTS = {
     )
 }
 
-_OFFICIAL = re.compile(r"da3-?(?P<kind>nested-giant-|mono-|metric-)?(?P<size>small|base|large|giant)(?P<new>-1\.1)?")
+OFFICIAL = re.compile(r"da3-?(?P<kind>nested-giant-|mono-|metric-)?(?P<size>small|base|large|giant)(?P<new>-1\.1)?")
+_OFFICIAL_GGUF = re.compile(
+    r"depth-anything-(?:(?P<kind>mono-|metric-)?(?P<size>small|base|large|giant)-(?:f32|f16|q8-0|q[654]-k)"
+    r"|nested-(?:anyview|metric)(?:-(?:f32|f16|q8-0|q[654]-k))?)"
+)
 
 
 def published_name(name: str) -> str | None:
-    """The model of the registry that has this official name of a file or folder."""
-    found = _OFFICIAL.fullmatch(name.lower().replace("_", "-"))
-    return found and f"depth-anything-3-{found['kind'] or ''}{found['size']}{found['new'] or ''}"
+    """The model of the registry that has this official file name: the authors', or depth-anything.cpp's."""
+    name = name.lower().replace("_", "-")
+    if found := OFFICIAL.fullmatch(name):
+        return f"depth-anything-3-{found['kind'] or ''}{found['size']}{found['new'] or ''}"
+    if found := _OFFICIAL_GGUF.fullmatch(name):
+        return f"depth-anything-3-{found['kind'] or ''}{found['size'] or 'nested-giant-large'}"
+    return None
