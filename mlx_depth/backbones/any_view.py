@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2, DINOv2Config
 from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.nn import ops
 from mlx_depth.nn.block import Block
-from mlx_depth.nn.rope import common_rotation, grid_rotation
+from mlx_depth.nn.rope import Rotation, common_rotation, grid_rotation
 from mlx_depth.weights.config_values import check_at_least
 
 ReferenceView = Literal["saddle_balanced", "saddle_sim_range", "middle", "first"]
@@ -115,7 +116,7 @@ class AnyViewDINOv2(DINOv2):
                 x = block(x.reshape(B, V * N, C), across).reshape(B, V, N, C)
             else:
                 turned = within if index >= alt_start else None
-                x = local = block(x.reshape(B * V, N, C), turned).reshape(B, V, N, C)
+                x = local = _each_view(block, x.reshape(B * V, N, C), turned).reshape(B, V, N, C)
             if index in self._config.out_layers:
                 tapped.append(self._tap(local, x, order))
         return tapped
@@ -167,4 +168,11 @@ def _spread(figure: mx.array) -> mx.array:
 
 def _reordered(x: mx.array, order: mx.array) -> mx.array:
     """Views ``(B, V, …)`` in another order, ``(B, V)``."""
-    return mx.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+    B, V = order.shape
+    places = order + V * mx.arange(B)[:, None]  # of B * V views: whole ones are moved, not values one by one
+    return x.flatten(0, 1)[places]
+
+
+def _each_view(block: Block, x: mx.array, rotation: Rotation | None) -> mx.array:
+    """A block within views ``(B * V, N, C)``, of which few are worked on at once."""
+    return ops.in_batches(lambda some: [block(some[0], rotation)], [x])[0]

@@ -7,6 +7,8 @@ float32 alone: gradients do not pass.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -16,6 +18,8 @@ from mlx_depth.linux_cpu.streams import in_parts, on_linux_cpu
 CACHE_BYTES = 1 << 21  # what the caches next to a core hold
 
 _CHUNK_ELEMENTS = CACHE_BYTES // 4  # scores at a time
+_MOST_KEYS = 2048  # of a chunk; of more, narrow chunks would make products slow
+_SOME_KEYS = 1024
 _ROUND = 1.5 * 2**23  # adding and taking away rounds a float32 to an integer
 _ONE_BITS = 127.0 * 2**23  # the bits of 1.0 as an integer
 _LOG2_E = math.log2(math.e)
@@ -42,7 +46,9 @@ def fast_paths(x: mx.array) -> bool:
 
 
 def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) -> mx.array:
-    """Scaled dot-product attention, some queries of one head at a time.
+    """Scaled dot-product attention, some queries of one head at a time, and of a long sequence to some keys.
+
+    The scores of a core never take more than ``CACHE_BYTES``, however many keys there are.
 
     Args:
         query: ``(B, heads, N, D)``, float32.
@@ -55,7 +61,6 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
     Same numbers as ``mx.fast.scaled_dot_product_attention`` within 1e-6.
     """
     B, heads, N, _ = query.shape
-    chunk = max(32, _CHUNK_ELEMENTS // key.shape[2])
     query = query * (scale * _LOG2_E)
     query, key, value = (mx.contiguous(x).flatten(0, 1) for x in (query, key, value))  # (B * heads, N, D)
     outputs: list[list[mx.array]] = []
@@ -63,22 +68,53 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
         if outputs:
             # MLX queues about a hundred operations: without this one core's, of all heads, and the others idle.
             (q,) = mx.depends([q], outputs[-1])
-        outputs.append(in_parts(functools.partial(_attend_in_chunks, q, k, v, chunk), N))
+        outputs.append(in_parts(functools.partial(_attend_in_chunks, q, k, v), N))
     return mx.stack([mx.concatenate(parts) for parts in outputs]).reshape(B, heads, N, -1)
 
 
-def _attend_in_chunks(query: mx.array, key: mx.array, value: mx.array, chunk: int, start: int, stop: int) -> mx.array:
-    edges = [*range(start, stop, chunk), stop]
-    return mx.concatenate([_attend(query[i:j], key, value) for i, j in itertools.pairwise(edges)])
+def _attend_in_chunks(query: mx.array, key: mx.array, value: mx.array, start: int, stop: int) -> mx.array:
+    M = key.shape[0]
+    count = 1 if M <= _MOST_KEYS else math.ceil(M / _SOME_KEYS)
+    chunk = _CHUNK_ELEMENTS // math.ceil(M / count)
+    edges = itertools.pairwise(M * i // count for i in range(count + 1))
+    parts = [(key[first:end], value[first:end]) for first, end in edges]
+    outputs: list[mx.array] = []
+    for i, j in itertools.pairwise([*range(start, stop, chunk), stop]):
+        some = query[i:j]
+        if outputs:
+            (some,) = mx.depends([some], outputs[-1:])  # else MLX makes the scores of many chunks at once
+        outputs.append(_attend_to_parts(some, parts))
+    return mx.concatenate(outputs)
 
 
-def _attend(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
-    """(n, D), (M, D), (M, D) → (n, D). Scores have the keys first: reducing over rows is four times faster."""
+def _attend_to_parts(query: mx.array, parts: Sequence[tuple[mx.array, mx.array]]) -> mx.array:
+    """Keys and values in parts, one after another → (n, D)."""
+    values, weights, largest = _attend(query, *parts[0])
+    for key, value in parts[1:]:
+        (query,) = mx.depends([query], [values, weights])
+        part = _attend(query, key, value)
+        larger = mx.maximum(largest, part.largest)
+        before, after = (_power_of_two(one - (larger + 0.5)) for one in (largest, part.largest))
+        values = values * before[:, None] + part.values * after[:, None]
+        weights = weights * before + part.weights * after
+        largest = larger
+    return values / (weights + (largest - largest))[:, None]  # NaN where the largest is not finite
+
+
+class _Sums(NamedTuple):
+    """Over some keys, both in units of 2**largest."""
+
+    values: mx.array  # weighted, (n, D)
+    weights: mx.array  # (n,)
+    largest: mx.array  # score, (n,)
+
+
+def _attend(query: mx.array, key: mx.array, value: mx.array) -> _Sums:
+    """(n, D), (M, D), (M, D). Scores have the keys first: reducing over rows is four times faster."""
     scores = key @ query.T  # (M, n)
     largest = scores.max(axis=0)
     weights = _power_of_two(scores - (largest + 0.5))
-    total = weights.sum(axis=0) + (largest - largest)  # NaN where the largest is not finite
-    return (weights.T @ value) / total[:, None]
+    return _Sums(weights.T @ value, weights.sum(axis=0), largest)
 
 
 def gelu(x: mx.array) -> mx.array:

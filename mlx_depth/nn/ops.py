@@ -26,6 +26,9 @@ except ModuleNotFoundError:  # that folder may be left out
 
 
 IMAGES_AT_ONCE = 8  # enough to fill a GPU
+ROWS_AT_ONCE = 4096  # on each core; that of a long sequence of tokens
+MAX_SCORES = 1 << 26  # that exist at once, 128 MB in half precision, where no kernel does without them
+_FUSED_ON_METAL = (64, 80, 128)  # channels of a head for which Metal has such a kernel
 
 _POINTWISE = ((1, 1), (1, 1), (0, 0), 1, 1)  # size, stride, padding, dilation, groups
 _SAME_3X3 = ((3, 3), (1, 1), (1, 1), 1, 1)
@@ -41,9 +44,22 @@ def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) 
         scale: Factor of the scores before the softmax.
     Returns:
         ``(B, heads, N, D)``.
+
+    No more than ``MAX_SCORES`` of the N × M scores exist at once, or those of one query.
     """
-    attend = kernels.attention if _has_kernels(query) else mx.fast.scaled_dot_product_attention
-    return attend(query, key, value, scale=scale)
+    if _has_kernels(query):
+        return kernels.attention(query, key, value, scale=scale)
+    B, heads, N, D = query.shape
+    step = max(MAX_SCORES // (B * heads * key.shape[2]), 1)
+    if step >= N or _is_fused(D):
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+    tiles: list[mx.array] = []
+    for start in range(0, N, step):
+        some = query[:, :, start : start + step]
+        if tiles:
+            (some,) = mx.depends([some], tiles[-1:])
+        tiles.append(mx.fast.scaled_dot_product_attention(some, key, value, scale=scale))
+    return mx.concatenate(tiles, axis=2)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -93,8 +109,11 @@ def cache_bytes(x: mx.array) -> int | None:
 
 
 def row_wise(f: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """``f(x)`` for a function that treats the rows of axis 1 apart (tokens, or rows of a map)."""
-    return build_rows(lambda start, stop: f(x[:, start:stop]), x.shape[1])
+    """``f(x)`` for a function that treats the rows of axis 1 apart (tokens, or rows of a map).
+
+    On each core no more than ``ROWS_AT_ONCE`` at a time.
+    """
+    return build_tiles(lambda x, start, stop: f(x[:, start:stop]), x, x.shape[1], ROWS_AT_ONCE)
 
 
 def build_rows(f: Callable[[int, int], mx.array], length: int) -> mx.array:
@@ -145,6 +164,10 @@ def build_tiles(f: Callable[[mx.array, int, int], mx.array], x: mx.array, length
 
 def _shifted(f: Callable[[mx.array, int, int], mx.array], x: mx.array, top: int) -> Callable[[int, int], mx.array]:
     return lambda start, stop: f(x, top + start, top + stop)
+
+
+def _is_fused(head_dim: int) -> bool:
+    return head_dim in _FUSED_ON_METAL and mx.default_device() == mx.Device(mx.gpu) and mx.metal.is_available()
 
 
 def _has_kernels(x: mx.array) -> bool:

@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     options = parser.parse_args()
     conditions = report.conditions(f"{report.use_device('cpu')}, float32", "mlx")
-    network, folded = (random_network(depth_anything_config(options.model), mx.float32) for _ in range(2))
+    network, folded = (
+        random_network(DepthAnything(depth_anything_config(options.model)), mx.float32) for _ in range(2)
+    )
     for block in folded.backbone.blocks:
         fold(block)
     x = mx.random.normal((options.batch, *options.size, 3))

@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from report import time_calls, use_device
 
-MLX, TORCH, COMPILED = "mlx-depth", "transformers", "torch.compile"
-SIDES = {"cpu": (MLX, TORCH), "gpu": (MLX, TORCH, COMPILED)}
+MLX, TORCH, COMPILED, AUTHORS = "mlx-depth", "transformers", "torch.compile", "depth_anything_3"
+SIDES = {
+    "depth-anything-v2": {"cpu": (MLX, TORCH), "gpu": (MLX, TORCH, COMPILED)},
+    "depth-anything-3": {"cpu": (MLX, AUTHORS), "gpu": (MLX, AUTHORS)},
+}
 WARM_UPS = {"cpu": 1, "gpu": 10}
+AUTHORS_NAME, AUTHORS_WEIGHTS = "authors.txt", "authors/model.safetensors"  # in the folder of a task
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in ru_maxrss
 
 
@@ -26,7 +30,7 @@ class Task(NamedTuple):
     side: str
     device: str  # cpu or gpu
     dtype: str
-    folder: str  # of the model, of pixels.npy (B, H, W, 3), and of the depth that this writes
+    folder: str  # of the model, of pixels.npy, (B, H, W, 3) or (1, V, H, W, 3), and of the depth that this writes
     seconds: float  # for the timed calls
     busy: bool  # processor time instead of wall-clock
 
@@ -57,7 +61,7 @@ def main() -> None:
 def measure(task: Task) -> Run:
     """Load, warm up, time."""
     pixels = np.load(Path(task.folder, "pixels.npy"))
-    model = (ours if task.side == MLX else theirs)(task, pixels)
+    model = {MLX: ours, AUTHORS: the_authors}.get(task.side, theirs)(task, pixels)
     begin = time.perf_counter()
     depth = model.call()
     first = time.perf_counter() - begin
@@ -77,7 +81,8 @@ def ours(task: Task, pixels: np.ndarray) -> Loaded:
     x = mx.array(pixels).astype(getattr(mx, task.dtype))
     mx.eval(x)  # the device has started before the clock does
     begin = time.perf_counter()
-    model = mlx_depth.load(task.folder, dtype=task.dtype, reference="transformers")
+    reference = "transformers" if x.ndim == 4 else "original"
+    model = mlx_depth.load(task.folder, dtype=task.dtype, reference=reference)
     mx.synchronize()
     load = time.perf_counter() - begin
     peak = mx.get_peak_memory if task.device == "gpu" else resident_peak
@@ -88,19 +93,54 @@ def theirs(task: Task, pixels: np.ndarray) -> Loaded:
     import torch
     from transformers import DepthAnythingForDepthEstimation, Dinov2Backbone  # noqa: F401  # from_pretrained needs both
 
+    def load(dtype: torch.dtype) -> Any:
+        return DepthAnythingForDepthEstimation.from_pretrained(task.folder, dtype=dtype)
+
+    compile_ = torch.compile if task.side == COMPILED else lambda model: model
+    return in_torch(task, pixels, load, compile_, lambda model, x: model(x).predicted_depth)
+
+
+def the_authors(task: Task, pixels: np.ndarray) -> Loaded:
+    """Their network without their API, which computes in bfloat16 even on a CPU."""
+    import torch
+    from safetensors.torch import load_model
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from da3 import import_reference
+
+    cfg, configs = import_reference("cfg"), import_reference("registry").MODEL_REGISTRY
+
+    def load(dtype: torch.dtype) -> Any:
+        network = cfg.create_object(cfg.load_config(configs[Path(task.folder, AUTHORS_NAME).read_text()]))
+        load_model(network, Path(task.folder, AUTHORS_WEIGHTS))
+        return network.to(dtype)
+
+    return in_torch(task, pixels, load, lambda model: model, lambda model, x: model(x)["depth"])
+
+
+def in_torch(
+    task: Task,
+    pixels: np.ndarray,
+    load: Callable[[Any], Any],
+    compile_: Callable[[Any], Any],
+    depth_of: Callable[[Any, Any], Any],
+) -> Loaded:
+    """A model of torch's, timed as ours is."""
+    import torch
+
     device, dtype = torch_device(task.device), getattr(torch, task.dtype)
     synchronize = torch.get_device_module(device).synchronize  # does nothing on a CPU
-    x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, dtype)
+    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3))).to(device, dtype)
     synchronize()  # the device has started before the clock does
     begin = time.perf_counter()
-    model = DepthAnythingForDepthEstimation.from_pretrained(task.folder, dtype=dtype).to(device).eval()
+    model = load(dtype).to(device).eval()
     synchronize()
-    load = time.perf_counter() - begin
-    forward = torch.compile(model) if task.side == COMPILED else model
+    seconds = time.perf_counter() - begin
+    forward = compile_(model)
 
     def call() -> torch.Tensor:
         with torch.inference_mode():
-            depth = forward(x).predicted_depth
+            depth = depth_of(forward, x)
         synchronize()
         return depth
 
@@ -109,7 +149,7 @@ def theirs(task: Task, pixels: np.ndarray) -> Loaded:
         "cuda": torch.cuda.max_memory_allocated,
         "mps": torch.mps.driver_allocated_memory,  # there is no peak on a Mac: what the allocator holds at the end
     }
-    return Loaded(load, call, lambda depth: depth.float().cpu().numpy(), peaks[device])
+    return Loaded(seconds, call, lambda depth: depth.float().cpu().numpy(), peaks[device])
 
 
 def torch_device(device: str) -> str:

@@ -10,11 +10,12 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import report
 
 from mlx_depth.linux_cpu.streams import all_cores
+from mlx_depth.models.base import DepthNetwork
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig, depth_anything_config
 from mlx_depth.nn.ops import row_wise
 from mlx_depth.runtime import forward as runtime
@@ -25,6 +26,8 @@ import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast 
 from mlx.utils import tree_flatten, tree_map
 
 WARM_UPS = 2
+
+N = TypeVar("N", bound=DepthNetwork)
 
 
 class Stage(NamedTuple):
@@ -57,7 +60,7 @@ def main() -> None:
     print(report.conditions(f"{device}, {dtype_name(dtype)}", "mlx"))
 
     config = depth_anything_config(options.model)
-    network = random_network(config, dtype)
+    network = random_network(DepthAnything(config), dtype)
     parameters = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
     pixel_values = mx.random.normal((options.batch, *options.size, 3)).astype(dtype)
     mx.eval(pixel_values)
@@ -105,9 +108,8 @@ def show(name: str, cost: Cost, predicting: Cost) -> None:
     print(f"| {name} | {cost.seconds * 1e3:#.4g} | {share:.1%} | {cost.peak / 1e6:.0f} |", flush=True)
 
 
-def random_network(config: DepthAnythingConfig, dtype: mx.Dtype) -> DepthAnything:
-    """The weights keep the scale of what passes through."""
-    network = DepthAnything(config)
+def random_network(network: N, dtype: mx.Dtype) -> N:
+    """Weights that keep the scale of what passes through."""
     mx.random.seed(0)
 
     def random(array: mx.array) -> mx.array:
@@ -115,7 +117,7 @@ def random_network(config: DepthAnythingConfig, dtype: mx.Dtype) -> DepthAnythin
 
     network.update(tree_map(random, network.parameters()))
     mx.eval(network.parameters())
-    return network.eval()
+    return network
 
 
 def stages(network: DepthAnything, config: DepthAnythingConfig, size: tuple[int, int]) -> list[Stage]:

@@ -167,6 +167,83 @@ def test_attention_in_several_chunks() -> None:
     assert largest_error(ours, exact_attention(query, key, value, 0.125), scale) <= TOLERANCE
 
 
+@pytest.fixture
+def few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if 12 keys were a long sequence, of which 5 fit at a time."""
+    monkeypatch.setattr(kernels, "_MOST_KEYS", 11)
+    monkeypatch.setattr(kernels, "_SOME_KEYS", 5)
+
+
+@pytest.mark.usefixtures("few_keys")
+@pytest.mark.parametrize("M", [11, 12, 15, 16, 70])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 3.0])
+def test_attention_to_some_keys_at_a_time(M: int, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = recorded_scores(monkeypatch)
+    query, key = array("query", 2, 3, 9, 8, scale=spread), array("key", 2, 3, M, 8)
+    value = array("value", 2, 3, M, 8)
+    ours = kernels.attention(query, key, value, scale=0.5)
+    assert largest_error(ours, exact_attention(query, key, value, 0.5), np.abs(np.array(value)).max()) <= TOLERANCE
+    assert len(shapes) == 6 * (1 if M == 11 else math.ceil(M / 5))
+
+
+def recorded_scores(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Of each tile, (keys, queries)."""
+    shapes: list[tuple[int, int]] = []
+    attend = kernels._attend
+
+    def recording(query: mx.array, key: mx.array, value: mx.array) -> Any:
+        shapes.append((key.shape[0], query.shape[0]))
+        return attend(query, key, value)
+
+    monkeypatch.setattr(kernels, "_attend", recording)
+    return shapes
+
+
+@pytest.mark.parametrize("count", [1, 1370, 2048, 2049, 27680, 500_000])
+def test_scores_fit_the_caches_whatever_the_keys(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is evaluated: 500,000 tokens are 600 views."""
+    shapes = recorded_scores(monkeypatch)
+    queries, keys = mx.zeros((1, 1, min(count, 2000), 64)), mx.zeros((1, 1, count, 64))
+    kernels.attention(queries, keys, keys, scale=1.0)
+    assert max(keys * queries for keys, queries in shapes) * 4 <= kernels.CACHE_BYTES
+    assert sum(keys * queries for keys, queries in shapes) == count * queries.shape[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tiles of scores are for a Linux CPU")
+def test_few_tiles_of_scores_exist_at_once() -> None:
+    """1,200 queries meet 20 tiles of keys, three times: 60 tiles of 2 MB, made one after another."""
+    query, key = array("query", 1, 1, 1200, 8), array("key", 1, 1, 20_000, 8)
+    mx.eval(query, key)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(kernels.attention(query, key, key, scale=1.0))
+    assert mx.get_peak_memory() - before < 10 * kernels.CACHE_BYTES
+
+
+@pytest.mark.usefixtures("few_keys")
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("index", [0, 8, 19])
+def test_a_score_that_is_not_finite_reaches_its_query_alone(poison: float, index: int) -> None:
+    """One infinity below all scores weighs nothing; the others leave no number."""
+    query, value = mx.array([[[[1.0], [0.0]]]]), array("value", 1, 1, 20, 3)
+    scores = seeded("key", (1, 1, 20, 1))
+    scores[0, 0, index, 0] = poison
+    ours = np.array(kernels.attention(query, mx.array(scores), value, scale=1.0))
+    plain = np.array(mx.fast.scaled_dot_product_attention(query, mx.array(scores), value, scale=1.0))
+    assert np.array_equal(np.isnan(ours), np.isnan(plain))
+    if poison == -math.inf:
+        assert largest_error(ours[..., 0, :], plain[..., 0, :], 1.0) <= 2 * TOLERANCE
+
+
+@pytest.mark.usefixtures("few_keys")
+def test_keys_that_weigh_nothing_all_together() -> None:
+    """A tile of keys of which none counts, before and after those that do."""
+    key = mx.array(np.array([-math.inf] * 5 + [1.0, 2, 3, 4, 5] + [-3e38] * 5, np.float32).reshape(1, 1, 15, 1))
+    query, value = mx.ones((1, 1, 2, 1)), array("value", 1, 1, 15, 3)
+    ours = kernels.attention(query, key, value, scale=1.0)
+    assert largest_error(ours, exact_attention(query, key, value, 1.0), np.abs(np.array(value)).max()) <= TOLERANCE
+
+
 @pytest.mark.parametrize("low", [-50.0, -100.0, -1e4, -1e9, -3e38, -math.inf])
 def test_attention_with_hopeless_keys(low: float) -> None:
     """Scores far below the best one weigh nothing, even when that is far below zero itself."""
