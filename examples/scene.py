@@ -13,7 +13,7 @@ if len(photos) > 1:  # all in one world, by a model of Depth Anything 3
     scene = model.predict_views(photos)
 else:  # the demo's inverse depth, whose scale is unknown, is put between 1 and 10
     result = model.predict(*photos)
-    scene = result.to_scene(fov=60)
+    scene = mlx_depth.to_scene(result, fov=60)
 points, colors = scene.points()
 print(scene)
 print(f"{len(points)} points, the middle one at {points[len(points) // 2]}, unit {scene.unit or 'unknown'}")

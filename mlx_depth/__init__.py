@@ -32,6 +32,7 @@ from mlx_depth.registry import ModelSpec, find_model, list_models
 from mlx_depth.result import Camera, DepthKind, DepthResult
 from mlx_depth.scene import SceneResult
 from mlx_depth.sequence import merge_scenes
+from mlx_depth.single_view import to_scene
 from mlx_depth.version import __version__
 from mlx_depth.weights.quantization import Quantization
 
@@ -62,4 +63,5 @@ __all__ = [
     "load_image",
     "merge_scenes",
     "predict",
+    "to_scene",
 ]

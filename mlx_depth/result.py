@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from mlx_depth.io.png16 import png16_scale, png16_values
 from mlx_depth.io.save import save
 from mlx_depth.kinds import DepthKind
 from mlx_depth.version import __version__
-
-if TYPE_CHECKING:
-    from mlx_depth.scene import SceneResult
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -218,26 +215,6 @@ class DepthResult:
         """
         scale, shift = fit_line(self.depth, known_points, inverse=self.kind is DepthKind.RELATIVE_INVERSE)
         return self.metric(scale, shift, max_depth=max_depth)
-
-    def to_scene(
-        self,
-        *,
-        intrinsics: npt.ArrayLike | None = None,
-        focal_length_px: float | None = None,
-        fov: float | None = None,
-        near: float | None = None,
-        far: float | None = None,
-    ) -> "SceneResult":
-        """A scene of one view, which gives points, meshes and pages; see ``single_view.scene_of_result``.
-
-        The camera is the given one (intrinsics, focal length in pixels, or horizontal field of view in degrees), else
-        the model's, else EXIF's, else one of 60 degrees. Inverse depth goes between ``near`` and ``far`` (1 and 10).
-        """
-        from mlx_depth.single_view import scene_of_result  # it knows results, too
-
-        return scene_of_result(
-            self, intrinsics=intrinsics, focal_length_px=focal_length_px, fov=fov, near=near, far=far
-        )
 
     @overload
     def save(

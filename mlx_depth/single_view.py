@@ -18,7 +18,7 @@ FOV = 60.0  # degrees, horizontal: between a phone's main lens (65 to 70) and a 
 NEAR, FAR = 1.0, 10.0  # of inverse depth, whose scale and shift are unknown
 
 
-def scene_of_result(
+def to_scene(
     result: DepthResult,
     *,
     intrinsics: npt.ArrayLike | None = None,

@@ -11,7 +11,7 @@ from mlx_depth.errors import OptionError
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.kinds import DepthKind
 from mlx_depth.result import DepthResult
-from mlx_depth.single_view import focal_of_fov, intrinsics_of, scene_of_result
+from mlx_depth.single_view import focal_of_fov, intrinsics_of, to_scene
 
 SIZE = scenes.SIZE
 TRUTH = scenes.render(
@@ -33,7 +33,7 @@ def result(depth: np.ndarray | None = None, kind: DepthKind = DepthKind.METRIC, 
 
 
 def test_metric_points_lie_on_the_surfaces() -> None:
-    scene = result(sky=TRUTH.sky[0], confidence=TRUTH.confidence[0]).to_scene(focal_length_px=50.0)
+    scene = to_scene(result(sky=TRUTH.sky[0], confidence=TRUTH.confidence[0]), focal_length_px=50.0)
     points, colors = scene.points(edge_threshold=None, confidence_percentile=None)
     assert len(points) == (TRUTH.sky == 0).sum()
     assert scenes.distance_to_surfaces(points).max() < 1e-5
@@ -43,7 +43,7 @@ def test_metric_points_lie_on_the_surfaces() -> None:
 
 
 def test_relative_depth_is_used_as_it_is() -> None:
-    scene = result(kind=DepthKind.RELATIVE).to_scene(fov=60)
+    scene = to_scene(result(kind=DepthKind.RELATIVE), fov=60)
     assert (scene.kind, scene.unit) == (DepthKind.RELATIVE, "")
     np.testing.assert_array_equal(scene.depth[0], TRUTH.depth[0])
 
@@ -54,12 +54,12 @@ def inverse() -> DepthResult:
 
 
 def test_inverse_depth_goes_from_near_to_far() -> None:
-    scene = inverse().to_scene(fov=60)
+    scene = to_scene(inverse(), fov=60)
     assert scene.kind is DepthKind.RELATIVE
     assert (scene.depth.min(), scene.depth.max()) == pytest.approx((1, 10), rel=1e-6)
     assert (np.diff(scene.depth[0].ravel()[np.argsort(TRUTH.depth[0].ravel())]) >= 0).all()
     near, far = float(TRUTH.depth.min()), float(TRUTH.depth.max())
-    exact = inverse().to_scene(near=near, far=far, focal_length_px=50.0)
+    exact = to_scene(inverse(), near=near, far=far, focal_length_px=50.0)
     np.testing.assert_allclose(exact.depth[0], TRUTH.depth[0], rtol=1e-4)  # the right ends give the right shape
     assert np.abs(scene.depth[0] / TRUTH.depth[0] / (scene.depth[0] / TRUTH.depth[0]).mean() - 1).max() > 0.1
 
@@ -67,7 +67,7 @@ def test_inverse_depth_goes_from_near_to_far() -> None:
 def test_known_points_make_metres_of_inverse_depth() -> None:
     spots = [(10, 40), (32, 24), (60, 45)]
     known = [(x, y, float(TRUTH.depth[0, y, x])) for x, y in spots]
-    scene = inverse().fit_metric(known).to_scene(focal_length_px=50.0)
+    scene = to_scene(inverse().fit_metric(known), focal_length_px=50.0)
     assert scene.unit == "m"
     np.testing.assert_allclose(scene.depth[0], TRUTH.depth[0], rtol=1e-4)
 
@@ -76,7 +76,7 @@ def test_what_has_no_depth_stays_so() -> None:
     depth = inverse().depth.copy()
     depth[:5] = np.nan
     depth[5] = np.inf
-    scene = dataclasses.replace(inverse(), depth=depth).to_scene()
+    scene = to_scene(dataclasses.replace(inverse(), depth=depth))
     assert np.isnan(scene.depth[0, :6]).all()
     assert np.isfinite(scene.depth[0, 6:]).all()
 
@@ -108,16 +108,16 @@ def test_which_camera_counts() -> None:
 
 def test_a_camera_with_a_place_keeps_its_world() -> None:
     pose = scenes.look_at((1.0, -1.0, 0.0), (0.0, 0.0, 4.0))
-    scene = result(camera=Camera(TRUTH.intrinsics[0], pose)).to_scene()
+    scene = to_scene(result(camera=Camera(TRUTH.intrinsics[0], pose)))
     inside = scene.choose(ALL).positions @ pose[:, :3].T + pose[:, 3]
-    np.testing.assert_allclose(inside, result().to_scene(focal_length_px=50.0).choose(ALL).positions, atol=1e-4)
+    np.testing.assert_allclose(inside, to_scene(result(), focal_length_px=50.0).choose(ALL).positions, atol=1e-4)
 
 
 def test_inverse_depth_leaves_the_world_of_a_camera() -> None:
     """Its translation has no unit that would fit near and far."""
     pose = scenes.look_at((1.0, -1.0, 0.0), (0.0, 0.0, 4.0))
     moved = dataclasses.replace(inverse(), camera=Camera(TRUTH.intrinsics[0], pose))
-    np.testing.assert_array_equal(moved.to_scene().extrinsics, np.eye(3, 4)[None])
+    np.testing.assert_array_equal(to_scene(moved).extrinsics, np.eye(3, 4)[None])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_inverse_depth_leaves_the_world_of_a_camera() -> None:
 )
 def test_what_makes_no_scene(changes, options, message) -> None:
     with pytest.raises(OptionError, match=re.escape(message)):
-        scene_of_result(result(**changes), **options)
+        to_scene(result(**changes), **options)
 
 
 def test_focal_of_fov() -> None:

@@ -16,7 +16,9 @@ LAYERS = [
     {"kinds", "camera", "fit", "geometry", "gaussians"},
     {"linux_cpu", "weights"},
     {"io"},
-    {"result", "scene", "single_view"},  # a depth map becomes a scene, and a scene holds depth maps
+    {"result"},
+    {"scene"},
+    {"single_view"},
     {"nn"},
     {"processor", "views", "backbones", "heads"},
     {"models"},

@@ -18,7 +18,7 @@ from mlx_depth.kinds import DepthKind
 from mlx_depth.predictor import DEFAULT_MODEL, load
 from mlx_depth.result import DepthResult
 from mlx_depth.scene import SCENE_FORMATS
-from mlx_depth.single_view import FAR, FOV, NEAR, CameraFrom, centered, focal_of_fov, intrinsics_of
+from mlx_depth.single_view import FAR, FOV, NEAR, CameraFrom, centered, focal_of_fov, intrinsics_of, to_scene
 from mlx_depth.weights.safetensors_io import DTYPES
 
 _FORMATS = {name: SCENE_FORMATS[name] for name in ("ply", "glb", "html", "npz")}
@@ -97,7 +97,7 @@ def _run_cloud(options: argparse.Namespace) -> int:
     notes = _notes(result, options, origin)
     if options.known:
         result = result.fit_metric(options.known)
-    scene = result.to_scene(intrinsics=intrinsics, near=options.near, far=options.far)
+    scene = to_scene(result, intrinsics=intrinsics, near=options.near, far=options.far)
     scene.save(out, format=format, filter=filter, overwrite=options.overwrite)
     if options.json:
         camera = {"intrinsics": scene.intrinsics[0].tolist(), "camera_from": origin}

@@ -55,7 +55,9 @@ def test_inverse_depth_says_what_it_assumes(tmp_path: Path, capsys, result) -> N
     found = points(tmp_path / "x.ply")
     assert len(found) == 427 * 640
     assert (found[:, 2].min(), found[:, 2].max()) == pytest.approx((1, 10), rel=1e-5)
-    np.testing.assert_allclose(found, result.to_scene().points(edge_threshold=None)[0], rtol=1e-5)  # in Python alike
+    np.testing.assert_allclose(
+        found, mlx_depth.to_scene(result).points(edge_threshold=None)[0], rtol=1e-5
+    )  # in Python alike
     # The left and the right edge of the photo are 60 degrees apart, from half a pixel outside the outer centers.
     across = found[:, 0] / found[:, 2]
     assert np.degrees(np.arctan([across.min(), across.max()])) == pytest.approx([-30, 30], abs=0.1)
