@@ -147,6 +147,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return seeded(name, shape, 0.1) + (1.0 if gain else focal)
     if name.endswith(("token", "pos_embed")):
         return seeded(name, shape, 0.5)
+    if "fc_fov" in name:
+        return seeded(name, shape, 0.1 * shape[1] ** -0.5)  # of narrow fields of view focal lengths tell only rounding
     transposed = "resize_layers.0" in name or "resize_layers.1" in name
     fan_in = shape[0] if transposed else int(np.prod(shape[1:]))
     return seeded(name, shape, 0.7 * fan_in**-0.5 if "output_conv2" in name or "fc_" in name else fan_in**-0.5)
