@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
-from mlx_depth.errors import CheckpointError
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
-from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Size
+from mlx_depth.models.base import DepthOutputs, NetworkConfig
+from mlx_depth.models.dinov2_network import DINOv2Network, check_head_fits
 from mlx_depth.result import DepthKind
 
 
@@ -23,11 +23,7 @@ class DepthAnythingConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         ours, theirs = (self.backbone.embed_dim, self.backbone.patch_size), (self.head.in_dim, self.head.patch_size)
-        if ours != theirs:
-            raise CheckpointError(
-                f"the backbone's width and patch size are {ours}, the head's {theirs}: "
-                "take the config.json of the original checkpoint."
-            )
+        check_head_fits(ours, theirs)
 
     @property
     def depth_kind(self) -> DepthKind:
@@ -40,7 +36,7 @@ class DepthAnythingConfig(NetworkConfig):
         return self.head.max_depth if self.depth_kind is DepthKind.METRIC else None
 
 
-class DepthAnything(DepthNetwork):
+class DepthAnything(DINOv2Network):
     """Normalized images to depth at the same size."""
 
     def __init__(self, config: DepthAnythingConfig):
@@ -48,11 +44,6 @@ class DepthAnything(DepthNetwork):
         self._config = config
         self.backbone = DINOv2(config.backbone)
         self.head = DPTHead(config.head)
-
-    @property
-    def multiple_of(self) -> int:
-        """The patch size."""
-        return self._config.backbone.patch_size
 
     def __call__(self, pixel_values: mx.array) -> DepthOutputs:
         """Predict depth.
@@ -68,17 +59,6 @@ class DepthAnything(DepthNetwork):
         _, H, W, _ = pixel_values.shape
         tokens = [layer.patch_tokens for layer in self.backbone(pixel_values)]
         return DepthOutputs(self.head(tokens, self._grid_size((H, W))))
-
-    def prepare(self, size: Size) -> list[mx.array]:
-        """The position table for a size."""
-        return [self.backbone.positions(self._grid_size(size))]
-
-    def largest_map(self, size: Size) -> int:
-        """Values of the head's fused path, for one image."""
-        return self.head.largest_map(self._grid_size(size))
-
-    def _grid_size(self, size: Size) -> Size:
-        return size[0] // self.multiple_of, size[1] // self.multiple_of
 
 
 # name → (embed_dim, layers, heads, DPT features, DPT channels, V2's tapped layers), as upstream's `model_configs`.

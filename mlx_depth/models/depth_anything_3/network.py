@@ -3,7 +3,6 @@
 Upstream: ``depth_anything_3/model/da3.py`` and its ``configs/``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import mlx.core as mx
 
 from mlx_depth.backbones.any_view import AnyViewConfig, AnyViewDINOv2, ReferenceView
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
-from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.errors import OptionError
 from mlx_depth.heads.dpt import DepthAndSky, DPTConfig, SkyDPTHead
 from mlx_depth.heads.dual_dpt import DualDPTConfig, DualDPTHead, DualMaps
 from mlx_depth.heads.gaussian_dpt import GaussianDPTConfig, GaussianDPTHead
@@ -19,19 +18,12 @@ from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Siz
 from mlx_depth.models.depth_anything_3.camera import CameraDecoder, CameraEncoder
 from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
 from mlx_depth.models.depth_anything_3.metric import in_metres
+from mlx_depth.models.dinov2_network import DINOv2Network, check_head_fits
 from mlx_depth.nn import ops
 from mlx_depth.result import DepthKind
 from mlx_depth.weights.config_values import added_later
 
 NORM_EPS = 1e-5  # of the backbone's last norm, in this family
-
-
-def _check_widths(ours: tuple[int, int], head: tuple[int, int]) -> None:
-    if ours != head:
-        raise CheckpointError(
-            f"the backbone's width and patch size are {ours}, the head's {head}: "
-            "take the config.json of the original checkpoint."
-        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class DepthAnything3Config(NetworkConfig):
 
     def __post_init__(self) -> None:
         ours = (2 * self.backbone.embed_dim, self.backbone.patch_size)
-        _check_widths(ours, (self.head.in_dim, self.head.patch_size))
+        check_head_fits(ours, (self.head.in_dim, self.head.patch_size))
 
     @property
     def depth_kind(self) -> DepthKind:
@@ -53,7 +45,7 @@ class DepthAnything3Config(NetworkConfig):
         return DepthKind.RELATIVE
 
 
-class DepthAnything3(DepthNetwork):
+class DepthAnything3(DINOv2Network):
     """Views of a scene to their depth, cameras and rays."""
 
     takes = "views"
@@ -73,11 +65,6 @@ class DepthAnything3(DepthNetwork):
             self.gaussian_head = GaussianDPTHead(
                 GaussianDPTConfig(head.in_dim, head.features, head.out_channels, patch_size=head.patch_size)
             )
-
-    @property
-    def multiple_of(self) -> int:
-        """The patch size."""
-        return self._config.backbone.patch_size
 
     @property
     def everything(self) -> dict[str, Any]:
@@ -153,17 +140,6 @@ class DepthAnything3(DepthNetwork):
                 raise OptionError(f"{name} have shape {given.shape}: give {(*views, *wanted)}, one for each view.")
         return self.camera_encoder(extrinsics, intrinsics, size)
 
-    def prepare(self, size: Size) -> list[mx.array]:
-        """The position table for a size."""
-        return [self.backbone.positions(self._grid_size(size))]
-
-    def largest_map(self, size: Size) -> int:
-        """Values of the head's fused path, for one view."""
-        return self.head.largest_map(self._grid_size(size))
-
-    def _grid_size(self, size: Size) -> Size:
-        return size[0] // self.multiple_of, size[1] // self.multiple_of
-
 
 @dataclass(frozen=True)
 class DepthAnything3MonoConfig(NetworkConfig):
@@ -175,7 +151,7 @@ class DepthAnything3MonoConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         ours = (self.backbone.embed_dim, self.backbone.patch_size)
-        _check_widths(ours, (self.head.in_dim, self.head.patch_size))
+        check_head_fits(ours, (self.head.in_dim, self.head.patch_size))
 
     @property
     def depth_kind(self) -> DepthKind:
@@ -183,7 +159,7 @@ class DepthAnything3MonoConfig(NetworkConfig):
         return DepthKind.METRIC if self.metric else DepthKind.RELATIVE
 
 
-class DepthAnything3Mono(DepthNetwork):
+class DepthAnything3Mono(DINOv2Network):
     """Images to depth and sky."""
 
     def __init__(self, config: DepthAnything3MonoConfig):
@@ -191,11 +167,6 @@ class DepthAnything3Mono(DepthNetwork):
         self._config = config
         self.backbone = DINOv2(config.backbone)
         self.head = SkyDPTHead(config.head)
-
-    @property
-    def multiple_of(self) -> int:
-        """The patch size."""
-        return self._config.backbone.patch_size
 
     def __call__(self, pixel_values: mx.array) -> DepthOutputs:
         """Predict depth and sky.
@@ -216,17 +187,6 @@ class DepthAnything3Mono(DepthNetwork):
         """``__call__`` for pixel values that are known to fit."""
         tokens = [layer.patch_tokens for layer in self.backbone(pixel_values)]
         return self.head(tokens, self._grid_size(pixel_values.shape[1:3]))
-
-    def prepare(self, size: Size) -> list[mx.array]:
-        """The position table for a size."""
-        return [self.backbone.positions(self._grid_size(size))]
-
-    def largest_map(self, size: Size) -> int:
-        """Values of the head's fused path, for one image."""
-        return self.head.largest_map(self._grid_size(size))
-
-    def _grid_size(self, size: Sequence[int]) -> Size:
-        return size[0] // self.multiple_of, size[1] // self.multiple_of
 
 
 @dataclass(frozen=True)
