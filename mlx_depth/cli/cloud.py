@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlx_depth.cli.model_options import add_model_options
 from mlx_depth.cli.point_options import add_point_options, filter_of
-from mlx_depth.cli.terminal import compute_on, input_size, license_of, numbers, say
+from mlx_depth.cli.terminal import compute_on, license_of, numbers, say
 from mlx_depth.errors import OptionError, SaveError, printable
 from mlx_depth.io.formats import format_of
 from mlx_depth.io.image import LoadedImage, load_image
@@ -19,7 +20,6 @@ from mlx_depth.predictor import DEFAULT_MODEL, load
 from mlx_depth.result import DepthResult
 from mlx_depth.scene import SCENE_FORMATS
 from mlx_depth.single_view import FAR, FOV, NEAR, CameraFrom, centered, focal_of_fov, intrinsics_of, to_scene
-from mlx_depth.weights.safetensors_io import DTYPES
 
 _FORMATS = {name: SCENE_FORMATS[name] for name in ("ply", "glb", "html", "npz")}
 
@@ -38,11 +38,7 @@ def add_verbs(verbs: Any) -> None:
         help="x.ply: points; x.glb: a surface with the photo on it; x.html: a page to look at; x.npz: the numbers",
     )
     add("--points", action="store_true", help="points in a .glb, too, instead of a surface")
-    add("--model", default=DEFAULT_MODEL, help=f"name, folder, file or owner/name (default: {DEFAULT_MODEL})")
-    add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--input-size", type=input_size, metavar="N|HxW", help="side of the network image, or its exact size")
-    add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
-    add("--device", choices=("gpu", "cpu"), help="where to compute (default: the GPU, if MLX has one)")
+    add_model_options(cloud, default=DEFAULT_MODEL, side="side")
     camera = cloud.add_argument_group(
         "camera", f"default: the model's, where it estimates one, else EXIF's, else a field of view of {FOV:g} degrees"
     ).add_mutually_exclusive_group()

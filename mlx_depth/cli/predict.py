@@ -12,7 +12,8 @@ from typing import Any, get_args
 from tqdm import tqdm
 
 from mlx_depth.checkpoints.resolve import canonical_name
-from mlx_depth.cli.terminal import color, compute_on, input_size, license_of, say
+from mlx_depth.cli.model_options import add_model_options
+from mlx_depth.cli.terminal import color, compute_on, license_of, say
 from mlx_depth.errors import printable
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.find import left_out_line
@@ -26,7 +27,7 @@ from mlx_depth.model import DepthModel
 from mlx_depth.predictor import DEFAULT_MODEL, load
 from mlx_depth.processor import Reference
 from mlx_depth.runtime.forward import resolve_dtype
-from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
+from mlx_depth.weights.safetensors_io import dtype_name
 
 PROGRESS_SECONDS = 10  # between the progress lines of a rank
 _PROGRESS_LINE = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
@@ -50,12 +51,8 @@ def add_verbs(verbs: Any) -> None:
         metavar="OUT",
         help="output folder; for one photo also a file, such as depth.png (default: depth)",
     )
-    add("--model", default=DEFAULT_MODEL, help=f"name, folder, file or owner/name (default: {DEFAULT_MODEL})")
-    add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--input-size", type=input_size, metavar="N|HxW", help="short side of the network image, or its exact size")
+    add_model_options(predict, default=DEFAULT_MODEL, side="short side")
     add("--focal-length", type=float, metavar="PX", help="of all photos, in pixels (default: each one's EXIF)")
-    add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
-    add("--device", choices=("gpu", "cpu"), help="where to compute (default: the GPU, if MLX has one)")
     add("--reference", choices=get_args(Reference), help="whose rules for resizing to follow (default: original)")
     add("--background", type=color, metavar="COLOR", help="under transparent pixels: name or #rrggbb (default: white)")
     add(

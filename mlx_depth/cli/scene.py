@@ -11,8 +11,9 @@ from typing import Any, get_args
 from tqdm import tqdm
 
 from mlx_depth.backbones.any_view import ReferenceView
+from mlx_depth.cli.model_options import add_model_options
 from mlx_depth.cli.point_options import add_point_options, filter_of
-from mlx_depth.cli.terminal import compute_on, input_size, license_of, say
+from mlx_depth.cli.terminal import compute_on, license_of, say
 from mlx_depth.errors import printable
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.io.find import left_out_line
@@ -29,7 +30,6 @@ from mlx_depth.kinds import DepthKind
 from mlx_depth.multiview import PoseFrom
 from mlx_depth.predictor import load
 from mlx_depth.scene import SceneResult
-from mlx_depth.weights.safetensors_io import DTYPES
 
 DEFAULT_SCENE_MODEL = "depth-anything-3-small"
 DEFAULT_FORMATS = "ply"
@@ -55,15 +55,7 @@ def add_verbs(verbs: Any) -> None:
         "gs: 3D Gaussians, of the giant models; cameras.json is always written",
     )
     add("--viewer", action="store_true", help="also a page, scene.html, that any browser shows offline")
-    add(
-        "--model",
-        default=DEFAULT_SCENE_MODEL,
-        help=f"name, folder, file or owner/name (default: {DEFAULT_SCENE_MODEL}; metres: {METRIC_MODEL})",
-    )
-    add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--input-size", type=input_size, metavar="N|HxW", help="long side of the network image, or its exact size")
-    add("--dtype", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
-    add("--device", choices=("gpu", "cpu"), help="where to compute (default: the GPU, if MLX has one)")
+    add_model_options(scene, default=DEFAULT_SCENE_MODEL, side="long side", also=f"; metres: {METRIC_MODEL}")
     add(
         "--pose-from",
         choices=get_args(PoseFrom),
