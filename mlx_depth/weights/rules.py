@@ -50,7 +50,28 @@ class Tie:
     target: str
 
 
-Rule = Rename | Split | Drop | Tie
+@dataclass(frozen=True)
+class FoldNorm:
+    """A convolution and the batch normalization behind it become one convolution with a bias; names are modules'."""
+
+    convolution: str
+    norm: str
+    target: str
+    eps: float = 1e-5  # PyTorch's own
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Tensors that are taken; the convolution may have a bias, and the count of batches is of no use."""
+        return *self.needed, f"{self.convolution}.bias", f"{self.norm}.num_batches_tracked"
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Tensors without which there is nothing to fold: of the convolution, then of the norm."""
+        parts = ("weight", "bias", "running_mean", "running_var")
+        return f"{self.convolution}.weight", *(f"{self.norm}.{part}" for part in parts)
+
+
+Rule = Rename | Split | Drop | Tie | FoldNorm
 
 
 def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...]:
@@ -59,6 +80,8 @@ def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...
     def move(rule: Rule) -> Rule:
         if isinstance(rule, Drop):
             return Drop(source + rule.source, rule.reason)
+        if isinstance(rule, FoldNorm):
+            return FoldNorm(source + rule.convolution, source + rule.norm, target + rule.target, rule.eps)
         if isinstance(rule, Split):
             return Split(source + rule.source, tuple(target + name for name in rule.targets))
         return type(rule)(source + rule.source, target + rule.target)
@@ -67,7 +90,7 @@ def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...
 
 
 def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Rename, split and drop source tensors by a table.
+    """Rename, split, fold and drop source tensors by a table.
 
     Args:
         rules: The table; the order does not matter.
@@ -75,25 +98,34 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
     Returns:
         Destination name to array, still in the source's layout.
     Raises:
-        CheckpointError: If a tensor meets no rule, cannot be split evenly, or differs from one that it has to equal.
+        CheckpointError: If a tensor meets no rule, cannot be split evenly, differs from one that it has to equal, or
+            lacks those that it is folded with.
         ValueError: If the table itself is at fault: two rules for one tensor, or one destination produced twice.
     """
-    compiled = [(_compile(rule.source), rule) for rule in rules]
+    compiled = _compiled(rules)
     produced: dict[str, mx.array] = {}
+    folds: dict[FoldNorm, dict[str, mx.array]] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
         hits = [(match, rule) for pattern, rule in compiled if (match := pattern.fullmatch(name))]
         if len(hits) > 1:
-            raise ValueError(f"two rules take {name!r}: {[rule.source for _, rule in hits]}")
+            raise ValueError(f"two rules take {name!r}: {[rule for _, rule in hits]}")
         if not hits:
             unknown.append(name)
             continue
         match, rule = hits[0]
+        if isinstance(rule, FoldNorm):
+            folds.setdefault(_filled(rule, match.groupdict()), {})[name] = tensor
         for target, part in _produce(rule, match.groupdict(), name, tensor):
             if target in produced and isinstance(rule, Tie):
                 _check_same(name, part, produced[target])
             elif target in produced:
                 raise ValueError(f"{target!r} is produced twice, the second time by {name!r}")
+            produced[target] = part
+    for fold, parts in folds.items():
+        for target, part in _folded(fold, parts):
+            if target in produced:
+                raise ValueError(f"{target!r} is produced twice, the second time by {fold}")
             produced[target] = part
     if unknown:
         raise CheckpointError(
@@ -105,8 +137,16 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
 
 def unknown_names(rules: Sequence[Rule], names: Iterable[str]) -> list[str]:
     """The names that meet no rule of a table."""
-    compiled = [_compile(rule.source) for rule in rules]
-    return [name for name in names if not any(pattern.fullmatch(name) for pattern in compiled)]
+    compiled = _compiled(rules)
+    return [name for name in names if not any(pattern.fullmatch(name) for pattern, _ in compiled)]
+
+
+def _compiled(rules: Iterable[Rule]) -> list[tuple[re.Pattern[str], Rule]]:
+    return [
+        (_compile(source), rule)
+        for rule in rules
+        for source in (rule.sources if isinstance(rule, FoldNorm) else (rule.source,))
+    ]
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -125,6 +165,33 @@ def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) ->
             )
         parts = mx.split(tensor, count)
         yield from ((target.format(**fields), part) for target, part in zip(rule.targets, parts, strict=True))
+
+
+def _filled(fold: FoldNorm, fields: Mapping[str, str]) -> FoldNorm:
+    """One convolution's rule, of a rule for many."""
+    convolution, norm, target = (name.format(**fields) for name in (fold.convolution, fold.norm, fold.target))
+    return FoldNorm(convolution, norm, target, fold.eps)
+
+
+def _folded(fold: FoldNorm, parts: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
+    """The convolution's weight and bias, float32: in half precision the product would be rounded once more."""
+    missing = [name for name in fold.needed if name not in parts]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {listed(missing)}: take the original file.")
+    own, *of_norm, of_convolution, _ = fold.sources
+    weight = parts[own]
+    vectors = {name: parts.get(name, mx.zeros(weight.shape[:1])) for name in (*of_norm, of_convolution)}
+    odd = [name for name, x in vectors.items() if x.shape != weight.shape[:1]]
+    odd += [name for name, x in {own: weight, **vectors}.items() if not mx.issubdtype(x.dtype, mx.floating)]
+    if odd:
+        raise CheckpointError(
+            f"{own} has shape {weight.shape}, and {listed(odd)} no floating-point number for each of its channels: "
+            "take the original checkpoint."
+        )
+    gain, offset, mean, variance, bias = (x.astype(mx.float32) for x in vectors.values())
+    scale = gain / mx.sqrt(variance + fold.eps)
+    yield f"{fold.target}.weight", weight.astype(mx.float32) * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    yield f"{fold.target}.bias", offset + (bias - mean) * scale
 
 
 def _check_same(name: str, tensor: mx.array, other: mx.array) -> None:

@@ -2,8 +2,10 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 import reference
+import support
 from mlx.utils import tree_flatten
 
 from mlx_depth.errors import CheckpointError
@@ -11,7 +13,19 @@ from mlx_depth.models.base import Evidence
 from mlx_depth.models.depth_anything.family import FAMILY
 from mlx_depth.models.depth_anything.network import DepthAnything, depth_anything_config
 from mlx_depth.registry import MODELS
-from mlx_depth.weights.rules import Drop, Rename, Split, Tie, apply, check_complete, listed, prefixed, to_mlx_layout
+from mlx_depth.weights.rules import (
+    Drop,
+    FoldNorm,
+    Rename,
+    Split,
+    Tie,
+    apply,
+    check_complete,
+    listed,
+    prefixed,
+    to_mlx_layout,
+    unknown_names,
+)
 
 DIALECTS = {
     "transformers-new-names": ("transformers", lambda state: state),
@@ -98,6 +112,59 @@ def test_what_is_tied_is_one_parameter_however_often_a_file_names_it():
     for other in (mx.array([1.0, 2.0]), mx.ones((3,))):
         with pytest.raises(CheckpointError, match=r"norm\.1\.weight differs from the tensor that it has to equal"):
             apply(table, {"norm.0.weight": ones, "norm.1.weight": other})
+
+
+FOLD = prefixed((FoldNorm("up.{i}.1", "up.{i}.2", "up.{i}.conv"),), "decoder.", "head.")
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_batch_normalization_is_folded_into_its_convolution(bias, groups):
+    torch = support.require("reference", "torch")
+    torch.manual_seed(0)
+    upstream = torch.nn.Sequential(
+        torch.nn.Identity(),
+        torch.nn.Conv2d(4, 8, 3, bias=bias, groups=groups),
+        torch.nn.BatchNorm2d(8),
+    ).eval()
+    for x in (upstream[2].weight, upstream[2].bias, upstream[2].running_mean, upstream[2].running_var):
+        x.data.uniform_(0.5, 2)
+    image = torch.randn(1, 4, 6, 7)
+    with torch.no_grad():
+        wanted = upstream(image)
+        state = {f"decoder.up.3.{name}": mx.array(x.numpy()) for name, x in upstream.state_dict().items()}
+        folded = {name: torch.from_numpy(np.array(x)) for name, x in apply(FOLD, state).items()}
+        assert set(folded) == {"head.up.3.conv.weight", "head.up.3.conv.bias"}
+        found = torch.nn.functional.conv2d(image, *folded.values(), groups=groups)
+    assert (found - wanted).abs().max() <= 1e-5
+
+
+def _foldable() -> dict[str, mx.array]:
+    vectors = {name: mx.ones((2,)) for name in ("weight", "bias", "running_mean", "running_var")}
+    norm = {f"decoder.up.0.2.{name}": x for name, x in vectors.items()}
+    return {"decoder.up.0.1.weight": mx.ones((2, 2, 3, 3), mx.float16), **norm}
+
+
+def test_what_is_folded_keeps_more_digits_than_half_precision_has():
+    assert {x.dtype for x in apply(FOLD, _foldable()).values()} == {mx.float32}
+    assert unknown_names(FOLD, [*_foldable(), "decoder.up.0.2.num_batches_tracked", "decoder.up.0.3.bias"]) == [
+        "decoder.up.0.3.bias"
+    ]
+
+
+def test_a_fold_that_lacks_a_part_or_has_an_odd_one_is_refused():
+    tensors = _foldable()
+    mean = tensors.pop("decoder.up.0.2.running_mean")
+    with pytest.raises(CheckpointError, match=r"the checkpoint lacks decoder\.up\.0\.2\.running_mean: take"):
+        apply(FOLD, tensors)
+    for odd in (mx.ones((3,)), mean.astype(mx.int32)):
+        with pytest.raises(CheckpointError, match=r"shape \(2, 2, 3, 3\), and decoder\.up\.0\.2\.running_mean no"):
+            apply(FOLD, {**_foldable(), "decoder.up.0.2.running_mean": odd})
+    with pytest.raises(CheckpointError, match=r"and decoder\.up\.0\.1\.bias no floating"):
+        apply(FOLD, {**_foldable(), "decoder.up.0.1.bias": mx.ones((2,), mx.int8)})
+    twice = (*FOLD, Rename("other.weight", "head.up.0.conv.weight"))
+    with pytest.raises(ValueError, match=r"'head\.up\.0\.conv\.weight' is produced twice"):
+        apply(twice, {**_foldable(), "other.weight": mean})
 
 
 def test_an_uneven_split_is_refused():
