@@ -90,6 +90,10 @@ class DINOv2(nn.Module):
         config = self._config
         return Block(config.embed_dim, config.num_heads, config.hidden_dim, eps=LAYER_NORM_EPS, swiglu=config.swiglu)
 
+    def shared(self, grid_size: tuple[int, int]) -> list[mx.array]:
+        """What images of a patch grid share: the position table."""
+        return [self.positions(grid_size)]
+
     def positions(self, grid_size: tuple[int, int]) -> mx.array:
         """The position table for a patch grid, (1, gh * gw, C), kept for the next images of that size."""
         if self._table is not self.pos_embed:

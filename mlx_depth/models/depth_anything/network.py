@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config
 from mlx_depth.heads.dpt import DPTConfig, DPTHead
 from mlx_depth.models.base import DepthOutputs, NetworkConfig
-from mlx_depth.models.dinov2_network import DINOv2Network, check_head_fits
+from mlx_depth.models.vit_network import ViTNetwork, check_head_fits
 from mlx_depth.result import DepthKind
 
 
@@ -36,7 +36,7 @@ class DepthAnythingConfig(NetworkConfig):
         return self.head.max_depth if self.depth_kind is DepthKind.METRIC else None
 
 
-class DepthAnything(DINOv2Network):
+class DepthAnything(ViTNetwork):
     """Normalized images to depth at the same size."""
 
     def __init__(self, config: DepthAnythingConfig):

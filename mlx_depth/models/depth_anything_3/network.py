@@ -18,7 +18,7 @@ from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig, Siz
 from mlx_depth.models.depth_anything_3.camera import CameraDecoder, CameraEncoder
 from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
 from mlx_depth.models.depth_anything_3.metric import in_metres
-from mlx_depth.models.dinov2_network import DINOv2Network, check_head_fits
+from mlx_depth.models.vit_network import ViTNetwork, check_head_fits
 from mlx_depth.nn import ops
 from mlx_depth.result import DepthKind
 from mlx_depth.weights.config_values import added_later
@@ -45,7 +45,7 @@ class DepthAnything3Config(NetworkConfig):
         return DepthKind.RELATIVE
 
 
-class DepthAnything3(DINOv2Network):
+class DepthAnything3(ViTNetwork):
     """Views of a scene to their depth, cameras and rays."""
 
     takes = "views"
@@ -159,7 +159,7 @@ class DepthAnything3MonoConfig(NetworkConfig):
         return DepthKind.METRIC if self.metric else DepthKind.RELATIVE
 
 
-class DepthAnything3Mono(DINOv2Network):
+class DepthAnything3Mono(ViTNetwork):
     """Images to depth and sky."""
 
     def __init__(self, config: DepthAnything3MonoConfig):

@@ -1,4 +1,4 @@
-"""What networks of a DINOv2 backbone and a head have in common: how images relate to patches."""
+"""What networks of a vision transformer and a head have in common: how images relate to patches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from mlx_depth.errors import CheckpointError
 from mlx_depth.models.base import DepthNetwork, Size
 
 
-class DINOv2Network(DepthNetwork):
-    """Base of networks with a ``backbone``, whose position table is shared by images of a size, and a ``head``."""
+class ViTNetwork(DepthNetwork):
+    """Base of networks with a ``backbone``, whose position tables are shared by images of a size, and a ``head``."""
 
     _config: Any  # with a backbone
 
@@ -20,8 +20,8 @@ class DINOv2Network(DepthNetwork):
         return self._config.backbone.patch_size
 
     def prepare(self, size: Size) -> list[mx.array]:
-        """The position table for a size."""
-        return [self.backbone.positions(self._grid_size(size))]
+        """The backbone's position tables for a size."""
+        return self.backbone.shared(self._grid_size(size))
 
     def largest_map(self, size: Size) -> int:
         """Values of the head's fused path, for one image."""
