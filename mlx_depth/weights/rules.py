@@ -121,7 +121,7 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
             continue
         match, rule = hits[0]
         if isinstance(rule, FoldNorm):
-            folds.setdefault(_filled(rule, match.groupdict()), {})[name] = tensor
+            folds.setdefault(_filled(rule, match.groupdict()), {})[name] = tensors[name]
         for target, part in _produce(rule, match.groupdict(), name, tensors):
             if target in produced and isinstance(rule, Tie):
                 _check_same(name, part, produced[target])
