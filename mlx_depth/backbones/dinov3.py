@@ -5,7 +5,7 @@ Upstream: ``dinov3/models/vision_transformer.py`` and transformers' ``modeling_d
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -386,3 +386,10 @@ def _transformers(feed_forward: Mapping[str, str]) -> tuple[Rule, ...]:
 # A plain and a gated feed-forward layer share two names there, and only two: each has its own table.
 TRANSFORMERS = _transformers({"up_proj": "fc1", "down_proj": "fc2"})
 TRANSFORMERS_SWIGLU = _transformers({"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"})
+
+
+def table_of(names: Collection[str]) -> tuple[Rule, ...]:
+    """The table for a checkpoint whose tensors have these names, without what stands before them."""
+    if "cls_token" in names:
+        return ORIGINAL
+    return TRANSFORMERS_SWIGLU if any(".mlp.gate_proj." in name for name in names) else TRANSFORMERS

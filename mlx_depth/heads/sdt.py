@@ -22,6 +22,7 @@ from mlx_depth.weights.rules import FoldNorm, Rename, Rule
 
 LAYERS = 4
 DOUBLINGS = 4
+VALUES_A_GROUP = 2 * 4  # (across, down), for each of the four pixels that one becomes
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class DySample(nn.Module):
     def __init__(self, features: int, groups: int):
         super().__init__()
         self._groups = groups
-        values = 2 * groups * 4  # (across, down), of each group, for each of the four pixels that one becomes
+        values = VALUES_A_GROUP * groups
         self.offset = Conv2d(features, values, kernel_size=1)
         self.scope = Conv2d(features, values, kernel_size=1, bias=False)
         self.init_pos = mx.zeros((1, values, 1, 1))
@@ -135,6 +136,7 @@ class SDTHead(nn.Module):
         self.conv1 = Conv2d(features, features // 2, kernel_size=3, padding=1)
         self.conv2 = Conv2d(features // 2, config.hidden_channels, kernel_size=3, padding=1)
         self.conv3 = Conv2d(config.hidden_channels, 1, kernel_size=1)
+        self.doubled = [nn.Identity() for _ in range(DOUBLINGS)]  # where a whole map can be watched
 
     def __call__(self, features: Sequence[LayerTokens], grid_size: tuple[int, int]) -> mx.array:
         """Decode depth.
@@ -147,7 +149,7 @@ class SDTHead(nn.Module):
         """
         x = self.fuse(features, grid_size)
         for level in range(DOUBLINGS):
-            x = self.double(x, level)
+            x = self.doubled[level](self.double(x, level))
         return relu(x[..., 0]) + self._config.least_depth
 
     def largest_map(self, grid_size: tuple[int, int]) -> int:
@@ -157,8 +159,10 @@ class SDTHead(nn.Module):
     def fuse(self, features: Sequence[LayerTokens], grid_size: tuple[int, int]) -> mx.array:
         """Mix the layers and sharpen what they make: (B, gh, gw, features); arguments as for the call."""
         weights = mx.softmax(self.layer_weights)
-        layers = [project(tokens) for project, tokens in zip(self.projections, features, strict=True)]
-        x = sum(weight * layer for weight, layer in zip(weights, layers, strict=True))
+        first, *others = (project(tokens) for project, tokens in zip(self.projections, features, strict=True))
+        x = weights[0] * first
+        for weight, layer in zip(weights[1:], others, strict=True):
+            x = x + weight * layer
         x = x.reshape(x.shape[0], *grid_size, -1)  # tokens → map
         return relu(self.enhancer(x) + x)
 
