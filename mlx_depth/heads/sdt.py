@@ -3,6 +3,7 @@
 Upstream: ``model/sdt_head.py``; each BatchNorm is folded into the convolution before it while loading.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class SDTHead(nn.Module):
         """Mix the layers and sharpen what they make: (B, gh, gw, features); arguments as for the call."""
         weights = mx.softmax(self.layer_weights)
         layers = [project(tokens) for project, tokens in zip(self.projections, features, strict=True)]
-        x = sum(weight * layer for weight, layer in zip(weights, layers, strict=True))
+        x = functools.reduce(mx.add, (weight * layer for weight, layer in zip(weights, layers, strict=True)))
         x = x.reshape(x.shape[0], *grid_size, -1)  # tokens → map
         return relu(self.enhancer(x) + x)
 
