@@ -1,7 +1,6 @@
 """Maps read between their pixels, at positions that a network computed."""
 
 import functools
-import itertools
 
 import mlx.core as mx
 
@@ -70,21 +69,19 @@ def _read(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
     B, H, W, C = x.shape
     groups = rows.shape[3]
     vectors = x.reshape(B * H * W * groups, C // groups)  # what one position reads lies together
-    top, bottom, down = _neighbors(rows, H)
-    left, right, across = _neighbors(columns, W)
-    corners = (
-        (top, left, (1 - down) * (1 - across)),
-        (top, right, (1 - down) * across),
-        (bottom, left, down * (1 - across)),
-        (bottom, right, down * across),
-    )
     image, group = mx.arange(B)[:, None, None, None], mx.arange(groups)
-
-    def share(row: mx.array, column: mx.array, weight: mx.array) -> mx.array:
-        index = ((image * H + row) * W + column) * groups + group
-        return weight[..., None] * mx.take(vectors, index, axis=0)  # (B, h, w, groups, C / groups)
-
-    total = functools.reduce(mx.add, itertools.starmap(share, corners))
+    above, below, down = _neighbors(rows, H)
+    before, behind, across = _neighbors(columns, W)
+    top, bottom = ((image * H + row) * (W * groups) + group for row in (above, below))
+    left, right = (column * groups for column in (before, behind))
+    corners = (
+        (top + left, (1 - down) * (1 - across)),
+        (top + right, (1 - down) * across),
+        (bottom + left, down * (1 - across)),
+        (bottom + right, down * across),
+    )
+    shares = (weight[..., None] * mx.take(vectors, index, axis=0) for index, weight in corners)
+    total = functools.reduce(mx.add, shares)  # (B, h, w, groups, C / groups), float32
     return total.astype(x.dtype).reshape(*rows.shape[:3], C)
 
 
