@@ -53,6 +53,8 @@ def sample_bilinear(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
         )
     B, _, _, C = x.shape
     groups = rows.shape[3]
+    if 0 in (*x.shape, *rows.shape):
+        raise OptionError(f"a map {x.shape} read at {rows.shape} positions has no pixels: give sides of at least 1.")
     if C % groups:
         raise OptionError(f"{C} channels do not make {groups} equal groups: give positions for a divisor of {C}.")
 
