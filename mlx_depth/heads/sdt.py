@@ -3,6 +3,7 @@
 Upstream: ``model/sdt_head.py``; each BatchNorm is folded into the convolution before it while loading.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -159,10 +160,8 @@ class SDTHead(nn.Module):
     def fuse(self, features: Sequence[LayerTokens], grid_size: tuple[int, int]) -> mx.array:
         """Mix the layers and sharpen what they make: (B, gh, gw, features); arguments as for the call."""
         weights = mx.softmax(self.layer_weights)
-        first, *others = (project(tokens) for project, tokens in zip(self.projections, features, strict=True))
-        x = weights[0] * first
-        for weight, layer in zip(weights[1:], others, strict=True):
-            x = x + weight * layer
+        layers = [project(tokens) for project, tokens in zip(self.projections, features, strict=True)]
+        x = functools.reduce(mx.add, (weight * layer for weight, layer in zip(weights, layers, strict=True)))
         x = x.reshape(x.shape[0], *grid_size, -1)  # tokens → map
         return relu(self.enhancer(x) + x)
 

@@ -1,8 +1,11 @@
 """Maps read between their pixels, at positions that a network computed."""
 
+import functools
+
 import mlx.core as mx
 
 from mlx_depth.errors import OptionError
+from mlx_depth.nn import ops
 
 
 def grid_sample(x: mx.array, grid: mx.array) -> mx.array:
@@ -48,24 +51,40 @@ def sample_bilinear(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
             f"maps (B, H, W, C) are read at rows and columns (B, h, w, groups), not {x.shape} at {rows.shape} and "
             f"{columns.shape}: add or merge axes first."
         )
-    B, H, W, C = x.shape
+    B, _, _, C = x.shape
     groups = rows.shape[3]
+    if 0 in (*x.shape, *rows.shape):
+        raise OptionError(f"a map {x.shape} read at {rows.shape} positions has no pixels: give sides of at least 1.")
     if C % groups:
         raise OptionError(f"{C} channels do not make {groups} equal groups: give positions for a divisor of {C}.")
+
+    def read(x: mx.array, start: int, stop: int) -> mx.array:
+        return _read(x, rows[:, start:stop], columns[:, start:stop])
+
+    height, width = rows.shape[1:3]
+    row_bytes = B * width * C * x.dtype.size
+    tile_bytes = ops.cache_bytes(x) or height * row_bytes
+    return ops.build_tiles(read, x, height, max(tile_bytes // row_bytes, 1))
+
+
+def _read(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
+    B, H, W, C = x.shape
+    groups = rows.shape[3]
     vectors = x.reshape(B * H * W * groups, C // groups)  # what one position reads lies together
-    top, bottom, down = _neighbors(rows, H)
-    left, right, across = _neighbors(columns, W)
-    image = mx.arange(B)[:, None, None, None] * H
-    group = mx.arange(groups)
-
-    def read(row: mx.array, column: mx.array) -> mx.array:
-        return mx.take(vectors, ((image + row) * W + column) * groups + group, axis=0)  # (B, h, w, groups, C / groups)
-
-    down, across = down[..., None], across[..., None]
-    upper = (1 - across) * read(top, left) + across * read(top, right)
-    lower = (1 - across) * read(bottom, left) + across * read(bottom, right)
-    mixed = (1 - down) * upper + down * lower
-    return mixed.astype(x.dtype).reshape(*rows.shape[:3], C)
+    image, group = mx.arange(B)[:, None, None, None], mx.arange(groups)
+    above, below, down = _neighbors(rows, H)
+    before, behind, across = _neighbors(columns, W)
+    top, bottom = ((image * H + row) * (W * groups) + group for row in (above, below))
+    left, right = (column * groups for column in (before, behind))
+    corners = (
+        (top + left, (1 - down) * (1 - across)),
+        (top + right, (1 - down) * across),
+        (bottom + left, down * (1 - across)),
+        (bottom + right, down * across),
+    )
+    shares = (weight[..., None] * mx.take(vectors, index, axis=0) for index, weight in corners)
+    total = functools.reduce(mx.add, shares)  # (B, h, w, groups, C / groups), float32
+    return total.astype(x.dtype).reshape(*rows.shape[:3], C)
 
 
 def _neighbors(position: mx.array, size: int) -> tuple[mx.array, mx.array, mx.array]:
