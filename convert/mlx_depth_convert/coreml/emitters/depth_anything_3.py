@@ -13,7 +13,8 @@ from mlx_depth.models.depth_anything_3.network import DepthAnything3Config, Dept
 from mlx_depth.nn.rope import Rotation, common_rotation, grid_rotation
 from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import Layer, Size, Var
-from mlx_depth_convert.coreml.emitters.dinov2_dpt import DINOv2DPTEmitter, Turn
+from mlx_depth_convert.coreml.emitters.dinov2_dpt import DINOv2DPTEmitter
+from mlx_depth_convert.coreml.emitters.vit import Turn
 from mlx_depth_convert.coreml.names import CONFIDENCE, SKY
 
 
