@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS
+from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2Config
 from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
 from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import Layer, Size, Var
@@ -21,6 +21,11 @@ class DINOv2DPTEmitter(ViTEmitter):
     float_prefixes: ClassVar[tuple[str, ...]] = (*ViTEmitter.float_prefixes, "position_add")
     head_norm: ClassVar[str] = "backbone.norm"
     """The LayerNorm whose affine the head's projections take."""
+
+    @property
+    def backbone(self) -> DINOv2Config:
+        backbone: DINOv2Config = self.spec.config.backbone
+        return backbone
 
     @property
     def block_eps(self) -> float:
@@ -55,7 +60,8 @@ class DINOv2DPTEmitter(ViTEmitter):
     def reassemble(self, x: Var, level: int, grid_size: Size) -> Map:
         name, path = f"reassemble{level}", f"head.reassemble.{level}"
         projection = fold.fold_projection(self.weights, level, self.head_norm)
-        x = self.convolve(self.to_map(x, grid_size, name), projection, f"{name}_projection")
+        x = self.to_map(self.patches(x, f"{name}_patches"), grid_size, name)
+        x = self.convolve(x, projection, f"{name}_projection")
         x = self.place(x, grid_size, name)
         resampling, (h, w) = RESAMPLINGS[level], grid_size
         if resampling in ("up4", "up2"):

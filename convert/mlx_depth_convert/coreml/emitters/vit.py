@@ -4,18 +4,31 @@ Two layouts. ``ane``: tokens are (1, C, 1, S) and linear layers 1×1 convolution
 the Apple Neural Engine" (2022) advises. ``gpu``: tokens are (1, S, C). Maps are (1, C, h, w) in both.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.nn.attention import QK_NORM_EPS
+from mlx_depth.nn.rope import Rotation
 from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import Affine, Array, Emitter, Layer, Size, Var
 
-Turn = tuple[Var, Var]  # what ``fold.fold_rotation`` gives, as constants of the graph
+Backbone = DINOv2Config | DINOv3Config
 
 SPLIT_MAX_HEADS, SPLIT_MAX_LAYERS = 12, 12  # base; split, a large model compiles five times longer
+PARTS = {1: "halves", 2: "quarters"}  # groups of channels → what they are split into
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How channels turn: what ``fold.fold_rotation`` gives as constants of the graph, and the groups that they form."""
+
+    cos: Var
+    sin: Var
+    groups: int
 
 
 class ViTEmitter(Emitter):
@@ -36,12 +49,12 @@ class ViTEmitter(Emitter):
     @staticmethod
     def splits_attention(config: Any) -> bool:
         """Up to the size of base."""
-        backbone: DINOv2Config = config.backbone
+        backbone: Backbone = config.backbone
         return backbone.num_heads <= SPLIT_MAX_HEADS and backbone.num_layers <= SPLIT_MAX_LAYERS
 
     @property
-    def backbone(self) -> DINOv2Config:
-        backbone: DINOv2Config = self.spec.config.backbone
+    def backbone(self) -> Backbone:
+        backbone: Backbone = self.spec.config.backbone
         return backbone
 
     @property
@@ -70,7 +83,7 @@ class ViTEmitter(Emitter):
         x = self.mb.add(x=x, y=offset.reshape(1, 3, 1, 1), name="pixels")
         x = self.convolve(x, layer, "patch_embed", stride=self.backbone.patch_size)
         x = self.positioned(self.to_tokens(x, grid_size), grid_size)
-        lead = self.mb.const(val=self.token_constant(fold.fold_tokens(self.backbone, self.weights)), name="lead_tokens")
+        lead = self.mb.const(val=self.token_constant(fold.fold_tokens(self.weights)), name="lead_tokens")
         return self.mb.concat(values=[lead, x], axis=self.token_axis, name="tokens")
 
     def positioned(self, x: Var, grid_size: Size) -> Var:
@@ -83,11 +96,11 @@ class ViTEmitter(Emitter):
         name, eps = f"block{index}", fold.stream_eps(self.block_eps)
         y = self.norm(x, f"{name}_norm1", eps=eps)
         query, key, value = (
-            self.to_heads(self.linear(y, layer, f"{name}_{part}"), f"{name}_{part}", norm, turn)
-            for part, layer, norm in (
-                ("query", block.query, block.query_norm),
-                ("key", block.key, block.key_norm),
-                ("value", block.value, None),
+            self.to_heads(self.linear(y, layer, f"{name}_{part}"), f"{name}_{part}", norm, part_turn)
+            for part, layer, norm, part_turn in (
+                ("query", block.query, block.query_norm, turn),
+                ("key", block.key, block.key_norm, turn),
+                ("value", block.value, None, None),
             )
         )
         y = self.from_heads(self.attend(query, key, value, name), f"{name}_merged")
@@ -139,14 +152,19 @@ class ViTEmitter(Emitter):
         y = self.mb.scaled_dot_product_attention(query=query, key=key, value=value, name=f"{name}_attention")
         return self.mb.transpose(x=y, perm=[0, 1, 3, 2], name=f"{name}_columns") if self.is_ane else y
 
+    def rotation(self, rotation: Rotation, name: str) -> Turn:
+        cos, sin = (self.token_constant(table) for table in fold.fold_rotation(rotation))
+        groups = rotation.cos.shape[1]
+        return Turn(self.mb.const(val=cos, name=f"{name}_cos"), self.mb.const(val=sin, name=f"{name}_sin"), groups)
+
     def turn(self, x: Var, turn: Turn, name: str) -> Var:
         """Rotary positions: each channel and the one that it turns with, along the channel axis."""
         axis = self.channel_axis(x)
-        a, b, c, d = self.mb.split(x=x, num_splits=4, axis=axis, name=f"{name}_quarters")
-        partners = self.mb.concat(values=[b, a, d, c], axis=axis, name=f"{name}_partners")
-        cos, sin = turn
-        straight = self.mb.mul(x=x, y=cos, name=f"{name}_cos")
-        return self.mb.add(x=straight, y=self.mb.mul(x=partners, y=sin, name=f"{name}_sin"), name=name)
+        parts = self.mb.split(x=x, num_splits=2 * turn.groups, axis=axis, name=f"{name}_{PARTS[turn.groups]}")
+        swapped = [part for a, b in zip(parts[::2], parts[1::2], strict=True) for part in (b, a)]
+        partners = self.mb.concat(values=swapped, axis=axis, name=f"{name}_partners")
+        straight = self.mb.mul(x=x, y=turn.cos, name=f"{name}_cos")
+        return self.mb.add(x=straight, y=self.mb.mul(x=partners, y=turn.sin, name=f"{name}_sin"), name=name)
 
     # What differs between the layouts
 
@@ -173,8 +191,7 @@ class ViTEmitter(Emitter):
         return self.mb.transpose(x=x, perm=[0, 2, 1], name="patches")
 
     def to_map(self, x: Var, grid_size: Size, name: str) -> Var:
-        """Tokens without the leading ones → (1, C, gh, gw)."""
-        x = self.patches(x, f"{name}_patches")
+        """Patch tokens → (1, C, gh, gw)."""
         if not self.is_ane:
             x = self.mb.transpose(x=x, perm=[0, 2, 1], name=f"{name}_columns")
         return self.mb.reshape(x=x, shape=[1, x.shape[1], *grid_size], name=f"{name}_map")
@@ -199,16 +216,18 @@ class ViTEmitter(Emitter):
         heads, tokens = self.backbone.num_heads, x.shape[self.token_axis]
         dims = self.backbone.embed_dim // heads
         if self.is_ane:
-            if norm is not None:  # heads for a batch: the axis that LayerNorm likes is that of the channels
+            if norm is not None or turn is not None:  # heads for a batch: LayerNorm likes the axis of the channels
                 x = self.mb.reshape(x=x, shape=[heads, dims, 1, tokens], name=f"{name}_apart")
-                x = self.normed(x, f"{name}_normed", norm, turn)
+                x = self.normed_and_turned(x, name, norm, turn)
             return self.mb.reshape(x=x, shape=[1, heads, dims, tokens], name=f"{name}_heads")
         x = self.mb.reshape(x=x, shape=[1, tokens, heads, dims], name=f"{name}_heads_split")
         x = self.mb.transpose(x=x, perm=[0, 2, 1, 3], name=f"{name}_heads")
-        return x if norm is None else self.normed(x, f"{name}_normed", norm, turn)
+        return self.normed_and_turned(x, name, norm, turn)
 
-    def normed(self, x: Var, name: str, norm: Affine, turn: Turn | None) -> Var:
-        x = self.norm(x, name, eps=QK_NORM_EPS, affine=norm)
+    def normed_and_turned(self, x: Var, name: str, norm: Affine | None, turn: Turn | None) -> Var:
+        if norm is not None:
+            name = f"{name}_normed"
+            x = self.norm(x, name, eps=QK_NORM_EPS, affine=norm)
         return x if turn is None else self.turn(x, turn, f"{name}_turned")
 
     def from_heads(self, x: Var, name: str) -> Var:
