@@ -2,6 +2,7 @@
 
 from mlx_depth.errors import OptionError
 from mlx_depth.registry import ModelSpec
+from mlx_depth_convert.coreml.emitters.anydepth import AnyDepthEmitter
 from mlx_depth_convert.coreml.emitters.base import Emitter
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
 from mlx_depth_convert.coreml.emitters.depth_anything_3 import AnyViewEmitter, MonoEmitter
@@ -10,6 +11,7 @@ EMITTERS: dict[str, type[Emitter]] = {
     "depth_anything": DepthAnythingEmitter,
     "depth_anything_3": AnyViewEmitter,
     "depth_anything_3_mono": MonoEmitter,
+    "anydepth": AnyDepthEmitter,
 }
 REFUSED = {  # family → why, and what to do instead
     "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "

@@ -151,6 +151,42 @@ def fold_projection(weights: Weights, level: int, norm: str) -> Layer:
     return _layer(folded[0][:, :, None, None], folded[1])
 
 
+def fold_readout(weights: Weights, level: int) -> tuple[Layer, Layer, Layer]:
+    """What an SDT head makes of a tapped layer, whose tokens are on the scaled stream.
+
+    Returns:
+        The layers for the patch tokens and for the class token, whose results are added, and the projection.
+    """
+    path = f"head.projections.{level}"
+    patch, image = np.split(_wide(weights[f"{path}.readout.weight"]) / STREAM_SCALE, 2, axis=1)
+    narrow = _layer(_wide(weights[f"{path}.projection.weight"]), None)
+    return _layer(patch, None), _layer(image, _bias(weights, f"{path}.readout")), narrow
+
+
+def fold_shares(weights: Weights) -> Array:
+    """The share of each layer in the map that an SDT head makes of them: ``(layers,)``."""
+    powers = np.exp(_wide(weights["head.layer_weights"]))
+    return (powers / powers.sum()).astype(np.float32)
+
+
+def fold_offsets(weights: Weights, level: int) -> tuple[Layer, Layer, Array]:
+    """How far from a pixel's center a map is read, in pixels: offset · sigmoid(scope) + start, ``(1, C, 1, 1)``."""
+    path = f"head.doublings.{level}.sample"
+    kernel, bias = (_wide(weights[f"{path}.offset.{part}"]) / 2 for part in ("weight", "bias"))
+    offset = _layer(kernel.transpose(0, 3, 1, 2), bias)  # OhwI → OIhw
+    return offset, convolution(weights, f"{path}.scope"), _wide(weights[f"{path}.init_pos"]).astype(np.float32)
+
+
+def fold_pixel_centers(size: Size) -> tuple[Array, Array]:
+    """Centers of a map's pixels, each twice in a row, -1 and 1 being the map's edges.
+
+    Of the pairs (across, down) rows give the second, ``(1, 2 h, 1, 2)``, and columns the first, ``(1, 1, 2 w, 2)``.
+    """
+    down, across = (np.repeat((2 * np.arange(side) + 1) / side - 1, 2) for side in size)
+    rows, columns = np.stack([0 * down, down], axis=-1), np.stack([across, 0 * across], axis=-1)
+    return rows[None, :, None].astype(np.float32), columns[None, None].astype(np.float32)
+
+
 def convolution(weights: Weights, path: str) -> Layer:
     """A convolution as it is, in Core ML's layout."""
     return _layer(_wide(weights[f"{path}.weight"]).transpose(0, 3, 1, 2), _bias(weights, path))  # OhwI → OIhw
