@@ -23,6 +23,7 @@ from mlx_depth.weights.config_values import check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Split
 from mlx_depth.weights.transformers_config import check_counts, read_keys
 
+PERIODS = "rope_embed.periods"  # the authors' name of a tensor that not all files have
 MODEL_TYPE = "dinov3_vit"  # transformers' name of the architecture
 
 
@@ -203,7 +204,7 @@ def config_from_shapes(
                 config,
                 qkv_bias="blocks.0.attn.qkv.bias" in shapes,
                 num_register_tokens=shapes.get("storage_tokens", (1, 0))[1],
-                stored_periods="rope_embed.periods" in shapes,
+                stored_periods=PERIODS in shapes,
             )
     raise CheckpointError(
         f"no published DINOv3 has {num_layers} layers of width {embed_dim} with {'gated' if swiglu else 'plain'} "
@@ -317,6 +318,20 @@ def _tapped(where: str, values: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(index - 1 for index in indices)
 
 
+def read_config(shapes: Mapping[str, tuple[int, ...]], written: Mapping[str, Any] | None) -> DINOv3Config:
+    """The backbone of a checkpoint: as transformers' config says where there is one, else by shapes.
+
+    Args:
+        shapes: As for ``config_from_shapes``.
+        written: As for ``read_transformers_config``.
+    Raises:
+        CheckpointError: As these two.
+    """
+    if written is None:
+        return config_from_shapes(shapes)
+    return replace(read_transformers_config(written), stored_periods=PERIODS in shapes)
+
+
 # The tables are relative to the backbone; a family puts its own prefixes in front with `prefixed`.
 _MASK_TOKEN = "training only: it replaces masked patches"
 _LOCAL_NORM = "training only: it normalizes the class tokens of local crops"
@@ -326,7 +341,7 @@ ORIGINAL: tuple[Rule, ...] = (
     Rename("storage_tokens", "register_tokens"),
     Drop("mask_token", _MASK_TOKEN),
     Rename("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
-    Rename("rope_embed.periods", "rope_periods"),
+    Rename(PERIODS, "rope_periods"),
     Rename("blocks.{i}.norm1.{p}", "blocks.{i}.norm1.{p}"),
     Split(
         "blocks.{i}.attn.qkv.weight",
