@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from mlx_depth_convert import opening
 from mlx_depth_convert.convert import convert
 from mlx_depth_convert.inspect_model import inspect_model
 from mlx_depth_convert.opening import SourceOptions, open_checkpoint
@@ -20,6 +21,7 @@ from support import correlation, relative_error
 import mlx_depth
 from mlx_depth import CheckpointError, DepthKind, ModelNotFoundError, OptionError
 from mlx_depth.checkpoints.checkpoint import build_network, read_checkpoint
+from mlx_depth.checkpoints.resolve import Resolved
 from mlx_depth.cli.command import main
 from mlx_depth.models.anydepth.network import AnyDepth, anydepth_config
 from mlx_depth.weights.rules import parameter_shapes
@@ -109,6 +111,26 @@ def test_a_head_and_a_backbone_from_elsewhere(head: Path, backbone: Path, author
         assert recorded["backbone"]["source"] == source.name
         assert list(recorded["backbone"]["sha256"]) == ["model.safetensors"]
         assert f"`sdt.pth` and the backbone `{source.name}`" in (out / "README.md").read_text()
+
+
+def test_verify_goes_back_to_both_sources(
+    head: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = {"someone/sdt": head, "facebook/dinov3": backbone}
+
+    def resolve(source: str, **_: object) -> Resolved:
+        repo, _, commit = str(source).partition("@")
+        return Resolved(hub[repo], None, repo, commit or "c0ffee") if repo in hub else Resolved(Path(source))
+
+    monkeypatch.setattr(opening, "resolve", resolve)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = convert("someone/sdt", tmp_path / "m", source_options=SourceOptions(backbone="facebook/dinov3"))
+        report = verify(out, input_size=64)
+    assert report.passed
+    assert report.against == "someone/sdt"
+    assert "base_model: [someone/sdt, facebook/dinov3]" in (out / "README.md").read_text()
+    assert json.loads((out / "config.json").read_text())["source"]["backbone"]["source"] == "facebook/dinov3@c0ffee"
 
 
 def test_the_command_puts_a_head_and_a_backbone_together(
