@@ -9,7 +9,6 @@ import reference
 import torch
 import transformers
 
-PATCH = 16
 _COMMON = {"num_register_tokens": 4, "rope_theta": 100.0, "layer_norm_eps": 1e-5}
 _GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
 _WIDTHS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -36,16 +35,18 @@ def config(size: str | None = None, **options: Any) -> Any:
     return transformers.DINOv3ViTConfig(**{**_COMMON, **(TINY if size is None else PUBLISHED[size]), **options})
 
 
-def meta_model(size: str) -> Any:
+def meta_model(size: str | None, **options: Any) -> Any:
     """The module tree without memory, for names and shapes at full size."""
     with torch.device("meta"):
-        return transformers.DINOv3ViTModel(config(size))
+        return transformers.DINOv3ViTModel(config(size, **options))
 
 
 @functools.lru_cache(maxsize=8)
 def model(size: str | None = None, **options: Any) -> Any:
     """The whole upstream model in float32, every parameter filled from its name."""
-    return fill(transformers.DINOv3ViTModel(config(size, **options)))
+    upstream = meta_model(size, **options).to_empty(device="cpu")
+    upstream.rope_embeddings = type(upstream.rope_embeddings)(upstream.config)  # it has a table that is no parameter
+    return fill(upstream)
 
 
 def fill(upstream: Any) -> Any:

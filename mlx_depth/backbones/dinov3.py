@@ -41,7 +41,9 @@ class DINOv3Config:
     patch_size: int = 16
     num_register_tokens: int = 4
     rope_theta: float = 100.0
-    stored_periods: bool = False  # the checkpoint holds the periods that else follow from rope_theta
+    stored_periods: bool = False
+    """Whether the checkpoint holds the periods of the rotations, which else follow from ``rope_theta``: the authors'
+    files do, rounded to bfloat16, and transformers' do not. Each is followed for its own files."""
     norm_eps: float = 1e-5
     normalized: bool = True  # False: tapped tokens do not go through the last norm
 
@@ -336,6 +338,7 @@ ORIGINAL: tuple[Rule, ...] = (
             "blocks.{i}.attn.value_proj.weight",
         ),
     ),
+    # In the published files the mask hides all three parts (facebookresearch/dinov3#195).
     Split(
         "blocks.{i}.attn.qkv.bias",
         ("blocks.{i}.attn.query_proj.bias", None, "blocks.{i}.attn.value_proj.bias"),
