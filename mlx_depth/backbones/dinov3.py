@@ -4,6 +4,7 @@ Upstream: ``dinov3/models/vision_transformer.py`` and transformers' ``modeling_d
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -56,9 +57,10 @@ class DINOv3Config:
                 f"heads of {self.head_dim} channels cannot turn by row and column: "
                 "take the config.json of the original checkpoint."
             )
-        if not self.rope_theta > 1:
+        if not 1 < self.rope_theta < math.inf:
             raise CheckpointError(
-                f"rope_theta is {self.rope_theta}, not above 1: take the config.json of the original checkpoint."
+                f"rope_theta is {self.rope_theta}, not a number above 1: "
+                "take the config.json of the original checkpoint."
             )
 
     @property
