@@ -4,6 +4,7 @@ Upstream: ``dinov3/models/vision_transformer.py`` and transformers' ``modeling_d
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -42,7 +43,9 @@ class DINOv3Config:
     patch_size: int = 16
     num_register_tokens: int = 4
     rope_theta: float = 100.0
-    stored_periods: bool = False  # the checkpoint holds the periods that else follow from rope_theta
+    stored_periods: bool = False
+    """Whether the checkpoint holds the periods of the rotations, which else follow from ``rope_theta``: the authors'
+    files do, rounded to bfloat16, and transformers' do not. Each is followed for its own files."""
     norm_eps: float = 1e-5
     normalized: bool = True  # False: tapped tokens do not go through the last norm
 
@@ -55,9 +58,10 @@ class DINOv3Config:
                 f"heads of {self.head_dim} channels cannot turn by row and column: "
                 "take the config.json of the original checkpoint."
             )
-        if not self.rope_theta > 1:
+        if not 1 < self.rope_theta < math.inf:
             raise CheckpointError(
-                f"rope_theta is {self.rope_theta}, not above 1: take the config.json of the original checkpoint."
+                f"rope_theta is {self.rope_theta}, not a number above 1: "
+                "take the config.json of the original checkpoint."
             )
 
     @property
@@ -351,6 +355,7 @@ ORIGINAL: tuple[Rule, ...] = (
             "blocks.{i}.attn.value_proj.weight",
         ),
     ),
+    # In the published files the mask hides all three parts (facebookresearch/dinov3#195).
     Split(
         "blocks.{i}.attn.qkv.bias",
         ("blocks.{i}.attn.query_proj.bias", None, "blocks.{i}.attn.value_proj.bias"),
