@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from mlx_depth.backbones.dinov2 import LayerTokens
 from mlx_depth.errors import CheckpointError
-from mlx_depth.heads.dpt import STRIP_BYTES, STRIP_ROWS, last_convolution
+from mlx_depth.heads.dpt import last_convolution
 from mlx_depth.nn import ops
 from mlx_depth.nn.activations import relu
 from mlx_depth.nn.conv import Conv2d
@@ -23,6 +23,8 @@ from mlx_depth.weights.rules import FoldNorm, Rename, Rule
 
 LAYERS = 4
 DOUBLINGS = 4
+STRIPS = 4  # of a doubled map: each then has the size of the map that was doubled
+MIN_STRIP_ROWS = 64  # what neighbors compute twice, up to 8 rows, costs more of smaller ones
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class SDTHead(nn.Module):
             ``(B, 2 H, 2 W, features)``; of the last level what is read out, ``(B, 2 H, 2 W, 1)``.
         """
         sample, convolutions = self.doublings[level].sample, self._convolutions(level)
-        height, row_bytes = 2 * x.shape[1], 2 * x.nbytes // x.shape[1]
+        height = 2 * x.shape[1]
 
         def rows(x: mx.array, start: int, stop: int) -> mx.array:
             reach = len(convolutions)  # rows beyond the strip that the convolutions still see
@@ -185,8 +187,7 @@ class SDTHead(nn.Module):
                 first = top
             return last_convolution(self.conv3, strip) if level == DOUBLINGS - 1 else strip
 
-        step = STRIP_ROWS if ops.cache_bytes(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
-        return ops.build_tiles(rows, x, height, step)
+        return ops.build_tiles(rows, x, height, max(height // (STRIPS * ops.cores()), MIN_STRIP_ROWS))
 
     def _convolutions(self, level: int) -> list[Conv2d]:
         """Those behind a doubling, each with a ReLU."""

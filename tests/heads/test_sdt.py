@@ -183,11 +183,11 @@ def test_a_fault_is_noticed(fault: Callable[[pytest.MonkeyPatch], None], monkeyp
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])
 def test_strips_join_without_a_seam(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate is the rounding of products of other shapes, carried through all layers."""
-    monkeypatch.setattr(sdt, "STRIP_ROWS", 1 << 20)
+    monkeypatch.setattr(sdt, "STRIPS", 1)
     whole = head(ODD)(tokens(ODD), grid(ODD))
     mx.eval(whole)
-    monkeypatch.setattr(sdt, "STRIP_ROWS", rows)
-    monkeypatch.setattr(sdt, "STRIP_BYTES", 1)
+    monkeypatch.setattr(sdt, "STRIPS", 1000)
+    monkeypatch.setattr(sdt, "MIN_STRIP_ROWS", rows)
     monkeypatch.setattr(kernels, "CACHE_BYTES", 1 << 12)
     assert relative_error(np.array(head(ODD)(tokens(ODD), grid(ODD))), np.array(whole)) <= 1e-5
 
@@ -199,8 +199,8 @@ def test_no_full_size_map_exists_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> 
     features = [LayerTokens(mx.zeros((1, gh * gw, 8)), mx.zeros((1, 8))) for _ in range(4)]
     mx.eval(network.parameters(), features)
     assert network.largest_map(grid_size) == 8 * gh * 8 * gw * 64
-    monkeypatch.setattr(sdt, "STRIP_ROWS", 8)
-    monkeypatch.setattr(sdt, "STRIP_BYTES", 1)
+    monkeypatch.setattr(sdt, "STRIPS", 1000)
+    monkeypatch.setattr(sdt, "MIN_STRIP_ROWS", 8)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     mx.eval(network(features, grid_size))
