@@ -21,6 +21,7 @@ from mlx_depth.errors import (
     OptionError,
     SaveError,
 )
+from mlx_depth.features import FeatureExtractor, load_backbone
 from mlx_depth.gaussians import Gaussians
 from mlx_depth.geometry.point_filter import PointFilter
 from mlx_depth.io.colormaps import COLORMAPS
@@ -43,6 +44,7 @@ __all__ = [
     "DepthKind",
     "DepthModel",
     "DepthResult",
+    "FeatureExtractor",
     "Gaussians",
     "ImageError",
     "ImageInfo",
@@ -60,6 +62,7 @@ __all__ = [
     "find_model",
     "list_models",
     "load",
+    "load_backbone",
     "load_image",
     "merge_scenes",
     "predict",

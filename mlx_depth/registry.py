@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_depth.errors import ModelNotFoundError, similar
+from mlx_depth.models.anydepth.family import PROCESSOR as ANYDEPTH
+from mlx_depth.models.anydepth.network import anydepth_config
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
@@ -14,6 +16,8 @@ from mlx_depth.result import DepthKind
 
 APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
+# AnyDepth's own license, and Meta's for the backbone inside the same file.
+SHARE_ALIKE_AND_DINOV3 = "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3"
 _NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic"}  # words in the names of licenses
 
 
@@ -25,8 +29,9 @@ class ModelSpec:
     family: str
     config: Any  # the family's config dataclass
     processor: Processor
-    license: str | None  # SPDX identifier as the authors state it; None: unknown
-    hub_id: str | None = None  # owner/name; None: bundled, local or unreleased
+    license: str | None  # SPDX expression as the authors state it; None: unknown
+    hub_id: str | None = None  # owner/name; None: bundled, local, unreleased, or to be converted first
+    convert_from: str | None = None  # owner/name of a repository with files of several models, to be converted
     parameters: int | None = None  # values in the published checkpoint, upstream's unused ones included
     aliases: tuple[str, ...] = ()
     folder: Path | None = None  # weights that are on this disk: bundled or local
@@ -289,6 +294,36 @@ _MODELS = (
         parameters=1_689_845_519,
         aliases=("da3-nested-giant-large-1.1", "da3nested-giant-large-1.1"),
     ),
+    ModelSpec(
+        "anydepth-small",
+        "anydepth",
+        anydepth_config("small"),
+        ANYDEPTH,
+        SHARE_ALIKE_AND_DINOV3,
+        convert_from="AIGeeksGroup/AnyDepth",
+        parameters=27_113_925,
+        aliases=("anydepth-vits",),
+    ),
+    ModelSpec(
+        "anydepth-base",
+        "anydepth",
+        anydepth_config("base"),
+        ANYDEPTH,
+        SHARE_ALIKE_AND_DINOV3,
+        convert_from="AIGeeksGroup/AnyDepth",
+        parameters=95_111_493,
+        aliases=("anydepth-vitb",),
+    ),
+    ModelSpec(
+        "anydepth-large",
+        "anydepth",
+        anydepth_config("large"),
+        ANYDEPTH,
+        SHARE_ALIKE_AND_DINOV3,
+        convert_from="AIGeeksGroup/AnyDepth",
+        parameters=316_513_861,
+        aliases=("anydepth-vitl",),
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -296,7 +331,6 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 # Names that people try, by what they begin with, of models that are known and not here yet.
 NOT_YET = {
-    "anydepth": "AnyDepth",
     "depth-pro": "Depth Pro",
     "depthpro": "Depth Pro",
     "dpt": "DPT",

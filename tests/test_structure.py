@@ -24,7 +24,7 @@ LAYERS = [
     {"models"},
     {"registry"},
     {"checkpoints", "runtime"},
-    {"multiview", "sequence"},
+    {"multiview", "sequence", "features"},
     {"model"},
     {"predictor"},
     {"jobs"},

@@ -171,7 +171,9 @@ def convert_and_report(
 
 
 def _write(checkpoint: Checkpoint, origin: Origin, out: Path, dtype: mx.Dtype | None, progress: bool) -> None:
-    facts = {"id": origin.id, "revision": origin.revision, "sha256": origin.sha256()}
+    facts: dict[str, Any] = {"id": origin.id, "revision": origin.revision, "sha256": origin.sha256()}
+    if origin.backbone is not None:
+        facts["backbone"] = {"source": origin.backbone.source, "sha256": origin.backbone.sha256()}
     with tqdm(total=len(checkpoint.weights), unit="tensor", disable=not progress) as bar:
         write_checkpoint(
             checkpoint,
@@ -223,22 +225,24 @@ def _card(checkpoint: Checkpoint, origin: Origin) -> str:
     """The folder's README.md, as the Hub shows it."""
     spec = checkpoint.spec
     front: dict[str, Any] = {
-        "license": (spec.license or "other").lower(),
+        "license": spec.license.lower() if spec.license and " " not in spec.license else "other",
         "library_name": "mlx-depth",
         "pipeline_tag": "depth-estimation",
         "tags": "[mlx, depth-estimation]",
     }
-    bases = (origin.id,) if origin.on_hub else checkpoint.base_model
+    on_hub = [part.id for part in (origin, origin.backbone) if part is not None and part.on_hub]
+    bases = tuple(on_hub) or checkpoint.base_model
     if bases:
         front["base_model"] = bases[0] if len(bases) == 1 else f"[{', '.join(bases)}]"
     lines = "\n".join(f"{key}: {value}" for key, value in front.items())
     revision = f" at {origin.revision}" if origin.revision else ""
+    backbone = f" and the backbone `{origin.backbone.source}`" if origin.backbone is not None else ""
     return f"""---
 {lines}
 ---
 # {spec.name} for MLX
 
-Converted from `{origin.id}`{revision} with mlx-depth.
+Converted from `{origin.id}`{revision}{backbone} with mlx-depth.
 
 - Depth: {spec.depth_kind.description}
 - Weights: {_precision(checkpoint.quantization)}

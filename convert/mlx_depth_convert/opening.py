@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_depth.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, owned_by_shapes, read_config
-from mlx_depth.checkpoints.resolve import resolve
+from mlx_depth.checkpoints.checkpoint import (
+    Backbone,
+    Checkpoint,
+    assemble_checkpoint,
+    owned_by_shapes,
+    read_config,
+)
+from mlx_depth.checkpoints.resolve import Resolved, resolve
 from mlx_depth.errors import OptionError
 from mlx_depth.registry import find_model as find_spec
 from mlx_depth.weights.choose import GGUF, choose, is_convertible
@@ -33,10 +39,16 @@ class Origin:
     revision: str | None  # commit of the repository
     on_hub: bool
     files: tuple[Path, ...]
+    backbone: "Origin | None" = None  # where that comes from elsewhere
 
     def sha256(self) -> dict[str, str]:
         """File name to checksum."""
         return {file.name: _sha256(file) for file in self.files}
+
+    @property
+    def source(self) -> str:
+        """What ``open_checkpoint`` finds it by again, as far as it is on the Hub."""
+        return self.id if self.revision is None else f"{self.id}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class SourceOptions:
     key: str | None = None
     prefix: str | None = None
     ignore: tuple[str, ...] = ()
+    backbone: str | None = None
 
 
 AS_IT_IS = SourceOptions()
@@ -64,6 +77,7 @@ def open_checkpoint(
     key: str | None = None,
     prefix: str | None = None,
     ignore: Sequence[str] = (),
+    backbone: str | Path | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[Checkpoint, Origin]]:
     """Find a source, download it where that is needed, and read its checkpoint.
@@ -80,6 +94,7 @@ def open_checkpoint(
             the one that holds a model.
         prefix: What stands before the names of all the model's tensors; None: found from the tensors.
         ignore: Patterns (``*`` and ``?``) of names: surplus tensors that match are left out.
+        backbone: Another such source, of the backbone, where the source is a head alone.
         progress: Show the Hub's progress bar on stderr.
     Yields:
         The checkpoint and its origin. The tensors are on disk, and stay readable until the context ends.
@@ -92,32 +107,63 @@ def open_checkpoint(
     found = resolve(source, revision=revision, file=file, convertible=True, progress=progress)
     chosen = _foreign_file(found.path)
     facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": found.repo, "ignore": ignore}
-    if chosen is None:
-        if key is not None:
-            raise OptionError(f"{found.path} is flat, without keys: leave --key {key} out, or use --prefix.")
-        origin = Origin(found.name, found.revision, found.repo is not None, tuple(weight_files(found.path)))
-        # No name for the tensors here: they would stay in memory once they are read.
-        yield assemble_checkpoint(found.path, read_tensors(found.path), found.spec, prefix=prefix, **facts), origin
-        return
-    with tempfile.TemporaryDirectory(prefix="mlx-depth-") as scratch:
-        container = READERS[chosen.suffix.lower()](chosen)
-        origin = Origin(found.name, found.revision, found.repo is not None, (chosen, *container.further))
-        staged = Path(scratch) / "tensors.safetensors"
-        stage(_model(container, chosen, key, prefix), staged)
-        tensors = load_file(staged)  # MLX reads tensor by tensor from such a file alone
-        checkpoint = assemble_checkpoint(
-            chosen, tensors, found.spec, prefix="", metadata=container.metadata or None, **facts
-        )
-        del tensors  # or they would stay in memory once they are read
+    with tempfile.TemporaryDirectory(prefix="mlx-depth-") as folder:
+        scratch = Path(folder)
+        beside: Origin | None = None
+        if backbone is not None:
+            facts["backbone"], beside = _open_backbone(backbone, scratch, progress)
+        if chosen is None:
+            if key is not None:
+                raise OptionError(f"{found.path} is flat, without keys: leave --key {key} out, or use --prefix.")
+            origin = _origin(found, tuple(weight_files(found.path)), beside)
+            # No name for the tensors here: they would stay in memory once they are read.
+            checkpoint = assemble_checkpoint(found.path, read_tensors(found.path), found.spec, prefix=prefix, **facts)
+        else:
+            container = READERS[chosen.suffix.lower()](chosen)
+            origin = _origin(found, (chosen, *container.further), beside)
+            staged = scratch / "tensors.safetensors"
+            stage(_model(container, chosen, key, prefix, facts.get("backbone")), staged)
+            checkpoint = assemble_checkpoint(
+                chosen,
+                load_file(staged),  # MLX reads tensor by tensor from such a file alone
+                found.spec,
+                prefix="",
+                metadata=container.metadata or None,
+                **facts,
+            )
+        facts.clear()
         yield checkpoint, origin
 
 
-def _model(source: Source, path: Path, key: str | None, prefix: str | None) -> dict[str, LazyTensor]:
+def _origin(found: Resolved, files: tuple[Path, ...], backbone: Origin | None = None) -> Origin:
+    return Origin(found.name, found.revision, found.repo is not None, files, backbone)
+
+
+def _open_backbone(source: str | Path, scratch: Path, progress: bool) -> tuple[Backbone, Origin]:
+    """The tensors of a source, whatever they are, as those of a backbone."""
+    found = resolve(source, convertible=True, progress=progress)
+    chosen = _foreign_file(found.path)
+    if chosen is None:
+        tensors, origin = read_tensors(found.path), _origin(found, tuple(weight_files(found.path)))
+    else:
+        container = READERS[chosen.suffix.lower()](chosen)
+        names = {part: list(content.tensors) for part, content in container.parts.items()}
+        largest = find_model(names, lambda part, names: False, where=chosen)
+        stage({own: container.parts[largest.key].tensors[name] for own, name in largest.names.items()}, scratch / "b")
+        tensors, origin = load_file(scratch / "b"), _origin(found, (chosen, *container.further))
+    named = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+    return Backbone(named, read_config(found.path)), origin
+
+
+def _model(
+    source: Source, path: Path, key: str | None, prefix: str | None, backbone: Backbone | None
+) -> dict[str, LazyTensor]:
     """The tensors of the model in a container, under their own names; says what was taken and what was left."""
     config = read_config(path)
+    beside = backbone.tensors if backbone is not None else {}
 
     def owns(part: str, names: Mapping[str, str]) -> bool:
-        return owned_by_shapes(source.parts[part].tensors, config, source.metadata or None)(part, names)
+        return owned_by_shapes(source.parts[part].tensors, config, source.metadata or None, beside)(part, names)
 
     names = {part: list(content.tensors) for part, content in source.parts.items()}
     found = find_model(names, owns, where=path, key=key, prefix=prefix)

@@ -89,12 +89,14 @@ def verify(
         in_package: Reference | None = None
         if against in NAMES or (against is None and checkpoint.dialect != "mlx"):
             in_package = reference_of(checkpoint.spec, None if against is None else str(against))
-        source = _recorded(checkpoint) if in_package is not None or against is None else against
+        recorded = in_package is not None or against is None
+        source = _recorded(checkpoint) if recorded else against
         if source is None and in_package is None:
             raise OptionError(f"{model} records no source on the Hub: say what to compare it with (--against SOURCE).")
         reference, other = checkpoint, origin
         if source is not None:
-            reference, other = stack.enter_context(open_checkpoint(source, progress=progress))
+            beside = _recorded_backbone(checkpoint) if recorded else None
+            reference, other = stack.enter_context(open_checkpoint(source, backbone=beside, progress=progress))
         return compare(
             checkpoint,
             reference,
@@ -237,6 +239,12 @@ def _recorded(checkpoint: Checkpoint) -> str | None:
     if source is None or source.get("revision") is None:
         return None
     return f"{source['id']}@{source['revision']}"
+
+
+def _recorded_backbone(checkpoint: Checkpoint) -> str | None:
+    """Where the backbone of a converted folder comes from, if not from its source."""
+    backbone = (checkpoint.source or {}).get("backbone")
+    return None if backbone is None else str(backbone["source"])
 
 
 def _precision(checkpoint: Checkpoint) -> str:

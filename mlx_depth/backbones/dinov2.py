@@ -4,13 +4,14 @@ Upstream: ``dinov2/models/vision_transformer.py`` and transformers' ``modeling_d
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.nn.block import Block
+from mlx_depth.nn.grid_tables import GridTables
 from mlx_depth.nn.mlp import swiglu_hidden_dims
 from mlx_depth.nn.patch_embed import PatchEmbed
 from mlx_depth.nn.position import PositionRule, resize_position_table
@@ -18,7 +19,6 @@ from mlx_depth.weights.config_values import added_later, check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Split
 
 LAYER_NORM_EPS = 1e-6
-KEPT_GRIDS = 8  # 3 MB each for large in half precision
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,7 @@ class DINOv2Config:
     def __post_init__(self) -> None:
         sizes = ("embed_dim", "num_layers", "num_heads", "mlp_ratio", "patch_size", "table_size")
         check_at_least(self, {**dict.fromkeys(sizes, 1), "out_layers": 0, "num_register_tokens": 0})
-        if self.embed_dim % self.num_heads:
-            raise CheckpointError(
-                f"{self.num_heads} heads cannot share an embed_dim of {self.embed_dim}: "
-                "take the config.json of the original checkpoint."
-            )
-        if not 0 < self.norm_eps < 1:
-            raise CheckpointError(
-                f"norm_eps is {self.norm_eps}, not between 0 and 1: take the config.json of the original checkpoint."
-            )
-        if list(self.out_layers) != sorted({*self.out_layers}) or max(self.out_layers, default=0) >= self.num_layers:
-            raise CheckpointError(
-                f"out_layers (zero-based) are {self.out_layers}, not rising and below {self.num_layers}: "
-                "take the config.json of the original checkpoint."
-            )
+        check_transformer(self)
 
     @property
     def hidden_dim(self) -> int:
@@ -62,8 +49,27 @@ class DINOv2Config:
         return swiglu_hidden_dims(mlp_dim) if self.swiglu else mlp_dim
 
 
+def check_transformer(config: Any) -> None:
+    """Raise ``CheckpointError`` unless heads, ``norm_eps`` and ``out_layers`` of a backbone's config are possible."""
+    if config.embed_dim % config.num_heads:
+        raise CheckpointError(
+            f"{config.num_heads} heads cannot share an embed_dim of {config.embed_dim}: "
+            "take the config.json of the original checkpoint."
+        )
+    if not 0 < config.norm_eps < 1:
+        raise CheckpointError(
+            f"norm_eps is {config.norm_eps}, not between 0 and 1: take the config.json of the original checkpoint."
+        )
+    layers = config.out_layers
+    if list(layers) != sorted({*layers}) or max(layers, default=0) >= config.num_layers:
+        raise CheckpointError(
+            f"out_layers (zero-based) are {layers}, not rising and below {config.num_layers}: "
+            "take the config.json of the original checkpoint."
+        )
+
+
 class LayerTokens(NamedTuple):
-    """The normalized output of one tapped layer."""
+    """The output of one tapped layer, after the backbone's last norm (unless its config says otherwise)."""
 
     patch_tokens: mx.array  # (B, gh * gw, C)
     cls_token: mx.array  # (B, C)
@@ -83,8 +89,7 @@ class DINOv2(nn.Module):
             self.register_tokens = mx.zeros((1, config.num_register_tokens, dims))
         self.blocks = [self._block(index) for index in range(config.num_layers)]
         self.norm = nn.LayerNorm(dims, eps=config.norm_eps)
-        self._table: mx.array | None = None  # the pos_embed that _positions come from
-        self._positions: dict[tuple[int, int], mx.array] = {}
+        self._positions: GridTables[mx.array] = GridTables()
 
     def _block(self, index: int) -> Block:
         config = self._config
@@ -96,15 +101,10 @@ class DINOv2(nn.Module):
 
     def positions(self, grid_size: tuple[int, int]) -> mx.array:
         """The position table for a patch grid, (1, gh * gw, C), kept for the next images of that size."""
-        if self._table is not self.pos_embed:
-            self._table, self._positions = self.pos_embed, {}
-        if grid_size not in self._positions:
-            if len(self._positions) == KEPT_GRIDS:
-                del self._positions[next(iter(self._positions))]
-            self._positions[grid_size] = resize_position_table(
-                self.pos_embed[:, 1:], grid_size, self._config.position_rule
-            )
-        return self._positions[grid_size]
+        table = self.pos_embed
+        return self._positions.get(
+            grid_size, table, lambda: resize_position_table(table[:, 1:], grid_size, self._config.position_rule)
+        )
 
     def embed(self, pixel_values: mx.array) -> mx.array:
         """Patch, class and register tokens with their positions: (B, H, W, 3) → (B, 1 + registers + gh * gw, C)."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -54,6 +55,13 @@ class Checkpoint:
         return FAMILIES[self.spec.family]
 
 
+class Backbone(NamedTuple):
+    """A backbone from elsewhere, for a head that comes alone."""
+
+    tensors: Mapping[str, mx.array]  # ``backbone.`` and the source's name → array, in the source's own layout
+    config: Mapping[str, Any] | None = None  # of the config.json beside it
+
+
 def read_checkpoint(path: Path, spec: ModelSpec | None = None, *, name: str | None = None) -> Checkpoint:
     """Read a checkpoint of any dialect. Tensors stay on disk until they are evaluated.
 
@@ -88,6 +96,7 @@ def assemble_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     ignore: Sequence[str] = (),
+    backbone: Backbone | None = None,
 ) -> Checkpoint:
     """Find out what tensors are that were read from a folder or file, whatever its container.
 
@@ -101,6 +110,7 @@ def assemble_checkpoint(
         metadata: What the container says beside its tensors.
         prefix: What stands before the model's names; None: found from the tensors, and said in a warning.
         ignore: Patterns (``*`` and ``?``) of source names: surplus tensors that match are dropped, with a warning.
+        backbone: Of another source, where ``tensors`` are a head alone.
     Returns:
         The checkpoint, its tensors under our names and in MLX's layout.
     Raises:
@@ -115,10 +125,13 @@ def assemble_checkpoint(
         config = {**(config or {}), "max_depth": max_depth}
     if config is not None and "format" in config:
         return _from_own_format(folder, config, tensors, like)
-    found = find_model({"": tensors}, owned_by_shapes(tensors, config, metadata), where=path, prefix=prefix)
+    beside = backbone.tensors if backbone is not None else {}
+    if backbone is not None and backbone.config is not None:
+        config = {**(config or {}), "backbone_config": backbone.config}
+    found = find_model({"": tensors}, owned_by_shapes(tensors, config, metadata, beside), where=path, prefix=prefix)
     if said := describe(found, path):
         warnings.warn(said, stacklevel=2)
-    tensors = {own: tensors[theirs] for own, theirs in found.names.items()}
+    tensors = {**{own: tensors[theirs] for own, theirs in found.names.items()}, **beside}
     evidence = Evidence({name: array.shape for name, array in tensors.items()}, config, metadata)
     family, dialect = detect(evidence, path)
     card = read_card(folder)
@@ -143,13 +156,20 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def owned_by_shapes(
-    tensors: Mapping[str, Any], config: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None
+    tensors: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+    beside: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[str, Mapping[str, str]], bool]:
-    """Whether a family owns some of these tensors (with a ``shape`` each) under other names, for ``find_model``."""
+    """Whether a family owns some of these tensors (with a ``shape`` each) under other names, for ``find_model``.
+
+    Together with those ``beside`` them, whose names stay.
+    """
+    fixed = {name: tuple(tensor.shape) for name, tensor in beside.items()}
 
     def owns(_: str, names: Mapping[str, str]) -> bool:
         shapes = {own: tuple(tensors[theirs].shape) for own, theirs in names.items()}
-        return bool(owners(Evidence(shapes, config, metadata)))
+        return bool(owners(Evidence({**shapes, **fixed}, config, metadata)))
 
     return owns
 
@@ -225,12 +245,12 @@ def build_network(checkpoint: Checkpoint, *, dtype: mx.Dtype, expand: bool, hand
     check_complete(network, weights)
     if hand_over:
         checkpoint.weights.clear()
-    network.load_weights(list(_evaluated(weights, dtype).items()))
+    network.load_weights(list(evaluated(weights, dtype).items()))
     network.eval()
     return network
 
 
-def _evaluated(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
+def evaluated(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
     """Read and convert some tensors at a time, letting go of their sources."""
     done: dict[str, mx.array] = {}
     while weights:

@@ -41,6 +41,8 @@ def models_table() -> list[dict[str, Any]]:
 def _where(spec: ModelSpec) -> str:
     if spec.folder is not None:
         return "(bundled)" if spec.folder == DEMO_FOLDER else "(local)"
+    if spec.convert_from is not None:
+        return f"{spec.convert_from} (to convert)"
     return spec.hub_id or "(unreleased)"
 
 

@@ -64,7 +64,10 @@ def _nobodys(evidence: Evidence, path: Path) -> str:
         )
     first = f"its first tensors: {listed(sorted(evidence.shapes))}"
     if count == 0 and evidence.shapes:
-        first = f"its {len(evidence.shapes)} tensors are only a part of {family.name}'s: take the whole file"
+        first = (
+            f"its {len(evidence.shapes)} tensors are only a part of {family.name}'s: take the whole file, or, of a "
+            "head alone, name its backbone, too (mlx-depth convert --backbone)"
+        )
     kind = f", and {CONFIG} says model_type {evidence.model_type!r:.60}" if evidence.model_type is not None else ""
     return (
         f"{path} holds no model that mlx-depth knows ({first}{kind}). "
@@ -119,7 +122,7 @@ def _identified(
     own_name = name or (path.resolve().name if path.is_dir() else path.stem)
     if spec is not None:
         return _agreeing(path, spec, reading)
-    official = _official(path, own_name, family, evidence)
+    official = _official(path, own_name, family, evidence) or _of_repository(own_name, reading)
     if official is not None and not same_shapes(official.config, reading.config):
         raise CheckpointError(
             f"{path} is named like {official.name}, but its tensors are those of {_alike(reading.config)}: "
@@ -160,6 +163,11 @@ def _official(path: Path, own_name: str, family: Family, evidence: Evidence) -> 
     file = path if path.is_file() else weight_files(path)[0]
     name = family.published_name(file.stem) or family.published_name(own_name)
     return MODELS.get(name) if name is not None else None
+
+
+def _of_repository(name: str, reading: Reading) -> ModelSpec | None:
+    """The published model, of those whose files share a repository, that has this config."""
+    return next((spec for spec in MODELS.values() if spec.convert_from == name and spec.config == reading.config), None)
 
 
 def _guessed(path: Path, own_name: str, reading: Reading) -> ModelSpec:

@@ -115,7 +115,7 @@ def canonical_name(source: str | Path) -> str | Path:
 
 
 class _UnreleasedError(ModelNotFoundError):
-    """A model of the registry that has no weights anywhere."""
+    """A model of the registry that has no weights anywhere, or none that can be loaded as they are."""
 
 
 def _identify(source: str | Path, revision: str | None, file: str | None, convertible: bool) -> Resolved | _OnHub:
@@ -156,6 +156,11 @@ def _registered(spec: ModelSpec, revision: str | None, file: str | None) -> Reso
         if revision is not None:
             raise OptionError(f"{spec.name} is on this disk in one version: leave revision {revision!r} out.")
         return Resolved(spec.folder, spec)
+    if spec.convert_from is not None:
+        raise _UnreleasedError(
+            f"the weights of {spec.name} are a PyTorch file in {spec.convert_from} that has to be converted first: "
+            f"mlx-depth convert {spec.convert_from} {spec.name}-mlx --file FILE, then take ./{spec.name}-mlx."
+        )
     if spec.hub_id is None:
         raise _UnreleasedError(f"the weights of {spec.name} are not released: choose another of `mlx-depth models`.")
     return _OnHub(spec.hub_id, revision, file or "")

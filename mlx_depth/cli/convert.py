@@ -38,6 +38,7 @@ def _add_convert(verbs: Any) -> None:
     add("--max-depth", type=float, metavar="METRES", help="range of a metric model, where no config tells it")
     add("--file", metavar="PATH", help="folder or file in the folder or repository, where it holds several models")
     add("--key", help="key of the dict that holds the weights in a .pth, where several do")
+    add("--backbone", metavar="SOURCE", help="where the backbone comes from, if SOURCE is a head alone")
     add("--prefix", help="what stands before the names of all the model's tensors, where it is not found")
     add("--ignore", nargs="+", default=[], metavar="PATTERN", help="surplus tensors that may be left out")
     add("--dtype", choices=DTYPES, help="of the floating-point tensors (default: the source's; float16 if quantized)")
@@ -64,7 +65,9 @@ def _run_convert(options: argparse.Namespace) -> int:
         recipe=options.recipe,
         verify=options.verify,
         push_to_hub=options.push_to_hub,
-        source=SourceOptions(options.max_depth, options.file, options.key, options.prefix, tuple(options.ignore)),
+        source=SourceOptions(
+            options.max_depth, options.file, options.key, options.prefix, tuple(options.ignore), options.backbone
+        ),
     )
     done = convert_and_report(options.source, options.out, wanted, progress=sys.stderr.isatty())
     spec, report = done.spec, done.report

@@ -25,6 +25,7 @@ LAYERS = 4
 DOUBLINGS = 4
 STRIPS = 4  # of a doubled map: each then has the size of the map that was doubled
 MIN_STRIP_ROWS = 64  # what neighbors compute twice, up to 8 rows, costs more of smaller ones
+VALUES_A_GROUP = 2 * 4  # (across, down), for each of the four pixels that one becomes
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class DySample(nn.Module):
     def __init__(self, features: int, groups: int):
         super().__init__()
         self._groups = groups
-        values = 2 * groups * 4  # (across, down), of each group, for each of the four pixels that one becomes
+        values = VALUES_A_GROUP * groups
         self.offset = Conv2d(features, values, kernel_size=1)
         self.scope = Conv2d(features, values, kernel_size=1, bias=False)
         self.init_pos = mx.zeros((1, values, 1, 1))
@@ -138,6 +139,7 @@ class SDTHead(nn.Module):
         self.conv1 = Conv2d(features, features // 2, kernel_size=3, padding=1)
         self.conv2 = Conv2d(features // 2, config.hidden_channels, kernel_size=3, padding=1)
         self.conv3 = Conv2d(config.hidden_channels, 1, kernel_size=1)
+        self.doubled = [nn.Identity() for _ in range(DOUBLINGS)]  # where a whole map can be watched
 
     def __call__(self, features: Sequence[LayerTokens], grid_size: tuple[int, int]) -> mx.array:
         """Decode depth.
@@ -150,7 +152,7 @@ class SDTHead(nn.Module):
         """
         x = self.fuse(features, grid_size)
         for level in range(DOUBLINGS):
-            x = self.double(x, level)
+            x = self.doubled[level](self.double(x, level))
         return relu(x[..., 0]) + self._config.least_depth
 
     def largest_map(self, grid_size: tuple[int, int]) -> int:

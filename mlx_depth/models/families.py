@@ -1,8 +1,9 @@
 """All families: the one list that a new family joins."""
 
+from mlx_depth.models.anydepth.family import FAMILY as ANYDEPTH
 from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3 import family as depth_anything_3
 
-_FAMILIES = (DEPTH_ANYTHING, depth_anything_3.ANY_VIEW, depth_anything_3.MONO, depth_anything_3.NESTED)
+_FAMILIES = (DEPTH_ANYTHING, depth_anything_3.ANY_VIEW, depth_anything_3.MONO, depth_anything_3.NESTED, ANYDEPTH)
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}

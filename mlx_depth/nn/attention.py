@@ -10,14 +10,16 @@ QK_NORM_EPS = 1e-5
 
 
 class Attention(nn.Module):
-    """Self-attention with biased projections: (B, N, C) → (B, N, C)."""
+    """Self-attention: (B, N, C) → (B, N, C). Keys may do without a bias, or queries and values."""
 
-    def __init__(self, dims: int, num_heads: int, *, qk_norm: bool = False):
+    def __init__(
+        self, dims: int, num_heads: int, *, qk_norm: bool = False, qv_bias: bool = True, key_bias: bool = True
+    ):
         super().__init__()
         self.num_heads = num_heads
-        self.query_proj = nn.Linear(dims, dims)
-        self.key_proj = nn.Linear(dims, dims)
-        self.value_proj = nn.Linear(dims, dims)
+        self.query_proj = nn.Linear(dims, dims, bias=qv_bias)
+        self.key_proj = nn.Linear(dims, dims, bias=key_bias)
+        self.value_proj = nn.Linear(dims, dims, bias=qv_bias)
         self.out_proj = nn.Linear(dims, dims)
         if qk_norm:
             self.query_norm = nn.LayerNorm(dims // num_heads, eps=QK_NORM_EPS)

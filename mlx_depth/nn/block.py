@@ -22,10 +22,12 @@ class Block(nn.Module):
         eps: float,
         swiglu: bool = False,
         qk_norm: bool = False,
+        qv_bias: bool = True,
+        key_bias: bool = True,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dims, eps=eps)
-        self.attn = Attention(dims, num_heads, qk_norm=qk_norm)
+        self.attn = Attention(dims, num_heads, qk_norm=qk_norm, qv_bias=qv_bias, key_bias=key_bias)
         self.layer_scale1 = LayerScale(dims)
         self.norm2 = nn.LayerNorm(dims, eps=eps)
         self.mlp = (SwiGLU if swiglu else MLP)(dims, hidden_dims)

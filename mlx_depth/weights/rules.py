@@ -28,10 +28,15 @@ class Rename:
 
 @dataclass(frozen=True)
 class Split:
-    """One source tensor, cut into equal parts along its first axis, becomes several parameters."""
+    """One source tensor, cut into equal parts along its first axis, becomes several parameters.
+
+    A part whose target is None is left out, and has to be all zeros. A ``mask`` is another source tensor that
+    multiplies this one where the checkpoint has it; it needs a ``Drop`` of its own.
+    """
 
     source: str
-    targets: tuple[str, ...]
+    targets: tuple[str | None, ...]
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def prefixed(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...
         if isinstance(rule, FoldNorm):
             return FoldNorm(source + rule.convolution, source + rule.norm, target + rule.target, rule.eps)
         if isinstance(rule, Split):
-            return Split(source + rule.source, tuple(target + name for name in rule.targets))
+            targets = tuple(None if name is None else target + name for name in rule.targets)
+            return Split(source + rule.source, targets, None if rule.mask is None else source + rule.mask)
         return type(rule)(source + rule.source, target + rule.target)
 
     return tuple(move(rule) for rule in rules)
@@ -98,15 +104,15 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
     Returns:
         Destination name to array, still in the source's layout.
     Raises:
-        CheckpointError: If a tensor meets no rule, cannot be split evenly, differs from one that it has to equal, or
-            lacks those that it is folded with.
+        CheckpointError: If a tensor meets no rule, cannot be split evenly, is left out without being zero, differs from
+            one that it has to equal, or lacks those that it is folded with.
         ValueError: If the table itself is at fault: two rules for one tensor, or one destination produced twice.
     """
     compiled = _compiled(rules)
     produced: dict[str, mx.array] = {}
     folds: dict[FoldNorm, dict[str, mx.array]] = {}
     unknown: list[str] = []
-    for name, tensor in tensors.items():
+    for name in tensors:
         hits = [(match, rule) for pattern, rule in compiled if (match := pattern.fullmatch(name))]
         if len(hits) > 1:
             raise ValueError(f"two rules take {name!r}: {[rule for _, rule in hits]}")
@@ -115,8 +121,8 @@ def apply(rules: Sequence[Rule], tensors: Mapping[str, mx.array]) -> dict[str, m
             continue
         match, rule = hits[0]
         if isinstance(rule, FoldNorm):
-            folds.setdefault(_filled(rule, match.groupdict()), {})[name] = tensor
-        for target, part in _produce(rule, match.groupdict(), name, tensor):
+            folds.setdefault(_filled(rule, match.groupdict()), {})[name] = tensors[name]
+        for target, part in _produce(rule, match.groupdict(), name, tensors):
             if target in produced and isinstance(rule, Tie):
                 _check_same(name, part, produced[target])
             elif target in produced:
@@ -154,17 +160,36 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(f"(?P<{p}>[^.]+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
 
-def _produce(rule: Rule, fields: dict[str, str], name: str, tensor: mx.array) -> Iterator[tuple[str, mx.array]]:
+def _produce(
+    rule: Rule, fields: dict[str, str], name: str, tensors: Mapping[str, mx.array]
+) -> Iterator[tuple[str, mx.array]]:
+    tensor = tensors[name]
     if isinstance(rule, (Rename, Tie)):
         yield rule.target.format(**fields), tensor
     elif isinstance(rule, Split):
+        if rule.mask is not None and (mask := rule.mask.format(**fields)) in tensors:
+            tensor = _masked(name, tensor, mask, tensors[mask])
         count = len(rule.targets)
         if tensor.ndim == 0 or tensor.shape[0] % count:
             raise CheckpointError(
                 f"{name}: shape {tensor.shape} cannot be cut into {count} equal parts. Download the checkpoint again."
             )
-        parts = mx.split(tensor, count)
-        yield from ((target.format(**fields), part) for target, part in zip(rule.targets, parts, strict=True))
+        for number, (target, part) in enumerate(zip(rule.targets, mx.split(tensor, count), strict=True), start=1):
+            if target is not None:
+                yield target.format(**fields), part
+            elif not (part == 0).all():
+                raise CheckpointError(
+                    f"{name}: part {number} of {count} is not zero, and this network has no place for it: "
+                    "this is another architecture. Take the original checkpoint, or another model."
+                )
+
+
+def _masked(name: str, tensor: mx.array, mask_name: str, mask: mx.array) -> mx.array:
+    if tensor.shape != mask.shape:
+        raise CheckpointError(
+            f"{mask_name} is {mask.shape}, but {name}, which it masks, {tensor.shape}. Download the checkpoint again."
+        )
+    return tensor * mask.astype(tensor.dtype)
 
 
 def _filled(fold: FoldNorm, fields: Mapping[str, str]) -> FoldNorm:

@@ -163,7 +163,7 @@ def _patches_from_zero(patch, checkpoint):
         tables = [np.array(table) for table in (cos, sin)]
         step = [np.array(table) for table in grid_rotation((1, 1), head_dim)]
         angle = np.arctan2(tables[1], tables[0])[1:][inner] - np.arctan2(step[1], step[0])[1]
-        angle = np.concatenate([np.zeros((1, head_dim)), angle])
+        angle = np.concatenate([np.zeros_like(angle[:1]), angle])
         return Rotation(np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
 
     patch.setattr(emitters, "grid_rotation", shifted)

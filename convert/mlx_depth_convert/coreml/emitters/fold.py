@@ -83,7 +83,7 @@ def fold_rotation(rotation: Rotation) -> tuple[Array, Array]:
 
     With the quarters of a head's channels a b c d, the partners are b a d c: the signs go into the sines.
     """
-    cos, sin = (np.array(table) for table in rotation)
+    cos, sin = (np.array(table).reshape(len(table), -1) for table in rotation)
     signs = np.repeat(np.array([-1, 1, -1, 1], np.float32), sin.shape[1] // 4)
     return cos, sin * signs
 

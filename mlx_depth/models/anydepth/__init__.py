@@ -1,0 +1,1 @@
+"""AnyDepth: DINOv3 and the Simple Depth Transformer."""

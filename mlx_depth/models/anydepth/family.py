@@ -1,0 +1,55 @@
+"""AnyDepth as a family."""
+
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_depth.errors import CheckpointError, OptionError
+from mlx_depth.heads.sdt import DOUBLINGS
+from mlx_depth.models.anydepth.network import AnyDepth, AnyDepthConfig
+from mlx_depth.models.anydepth.weights import DIALECTS
+from mlx_depth.models.base import Family, Stage
+from mlx_depth.processor import Processor, Reference
+
+# The authors publish no rules for photos: DINOv3's normalization, and the short side brought to 512 pixels.
+PROCESSOR = Processor(input_size=512, multiple_of=16)
+
+
+def _follow(config: Any, processor: Processor, reference: Reference) -> tuple[Any, Processor]:
+    if reference != "original":
+        raise OptionError(f"{reference} has no AnyDepth: leave reference out, the rules are the authors'.")
+    return config, processor
+
+
+def _no_processor(_: Any) -> Processor:
+    raise CheckpointError(
+        "a preprocessor_config.json lies beside AnyDepth's weights, which have none: remove it, "
+        "or take the original checkpoint."
+    )
+
+
+def _quantizable(path: str, module: nn.Module) -> bool:
+    return path.startswith("backbone.blocks.") and isinstance(module, nn.Linear)
+
+
+def _stages(config: AnyDepthConfig) -> tuple[Stage, ...]:
+    return (
+        Stage("patch embedding", "backbone.patch_embed"),
+        *(Stage(f"layer {i}", f"backbone.blocks.{i}") for i in config.backbone.out_layers),
+        *(Stage(f"projection {i}", f"head.projections.{i}") for i in range(len(config.backbone.out_layers))),
+        Stage("enhancer", "head.enhancer"),
+        *(Stage(f"doubling {i}", f"head.doubled.{i}") for i in range(DOUBLINGS - 1)),
+    )
+
+
+FAMILY = Family(
+    name="anydepth",
+    config_type=AnyDepthConfig,
+    network=AnyDepth,
+    processor=PROCESSOR,
+    dialects=DIALECTS,
+    read_processor=_no_processor,
+    follow=_follow,
+    quantizable=_quantizable,
+    stages=_stages,
+)
