@@ -57,22 +57,31 @@ class SDTConfig:
             )
 
 
+class Readout(nn.Linear):
+    """Each patch token of a layer mixed with the class token: (B, gh * gw, C).
+
+    DPT's "project" (Ranftl et al., 2021), without joining the two: what all patches share is multiplied once.
+    """
+
+    def __init__(self, dims: int):
+        super().__init__(2 * dims, dims)
+
+    def __call__(self, tokens: LayerTokens) -> mx.array:  # type: ignore[override]
+        patch, cls = mx.split(self.weight, 2, axis=1)
+        shared = (tokens.cls_token @ cls.T + self.bias)[:, None]
+        return ops.row_wise(lambda x: ops.gelu(x @ patch.T + shared), tokens.patch_tokens)
+
+
 class TokenProjection(nn.Module):
-    """Patch tokens of one layer, each mixed with the class token, at the width of the fused map."""
+    """Tokens of one layer at the width of the fused map, (B, gh * gw, features)."""
 
     def __init__(self, in_dim: int, features: int):
         super().__init__()
-        self.readout = nn.Linear(2 * in_dim, in_dim)
+        self.readout = Readout(in_dim)
         self.projection = nn.Linear(in_dim, features, bias=False)
 
     def __call__(self, tokens: LayerTokens) -> mx.array:
-        patch, cls = mx.split(self.readout.weight, 2, axis=1)
-        image = (tokens.cls_token @ cls.T + self.readout.bias)[:, None]  # the half that all patches share
-
-        def project(x: mx.array) -> mx.array:
-            return ops.gelu(self.projection(ops.gelu(x @ patch.T + image)))
-
-        return ops.row_wise(project, tokens.patch_tokens)
+        return ops.row_wise(lambda x: ops.gelu(self.projection(x)), self.readout(tokens))
 
 
 class DySample(nn.Module):
