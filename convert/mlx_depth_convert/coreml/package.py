@@ -214,7 +214,8 @@ def _describe(spec: Any, job: _Job) -> None:
             feature.shortDescription = texts[feature.name]
     metadata = description.metadata
     metadata.Clear()
-    owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
+    repo = model.hub_id or model.convert_from
+    owner = "unknown" if repo is None else repo.split("/")[0]
     metadata.shortDescription = f"{model.name}: {depth} {emitter.note}".rstrip()
     metadata.author = f"{owner} (weights), mlx-depth (conversion)"
     metadata.license = model.license or "unknown: ask the authors of the weights"
