@@ -20,7 +20,7 @@ class AnyDepthEmitter(ViTEmitter):
     """One image to inverse depth."""
 
     float_prefixes: ClassVar[tuple[str, ...]] = (*ViTEmitter.float_prefixes, "rope_", "offsets", "positions")
-    float32_prefixes: ClassVar[tuple[str, ...]] = ("positions", "sampled")
+    float32_prefixes: ClassVar[tuple[str, ...]] = ("positions", "sampled")  # the latter read a float16 map at the former
 
     @property
     def backbone(self) -> DINOv3Config:
@@ -62,9 +62,8 @@ class AnyDepthEmitter(ViTEmitter):
             if level % 2:
                 x = self.refine(x, f"refinements.{level // 2}", f"refinement{level // 2}")
         x = self.refine(self.refine(x, "conv1", "head_conv1"), "conv2", "head_conv2")
-        x = self.mb.relu(
-            x=self.convolve(x, fold.convolution(self.weights, "head.conv3"), "head_conv3"), name="nearness"
-        )
+        x = self.convolve(x, fold.convolution(self.weights, "head.conv3"), "head_conv3")
+        x = self.mb.relu(x=x, name="head_relu")
         return [self.mb.add(x=x, y=np.float32(self.head.least_depth), name=name)]
 
     def fuse(self, tapped: list[Var], grid_size: Size) -> Var:
@@ -115,9 +114,10 @@ class AnyDepthEmitter(ViTEmitter):
         """Where each group of channels is read, (groups, 2 h, 2 w, 2): across, down, -1 and 1 being the map's edges."""
         name, (h, w) = f"offsets{level}", size
         offset, scope, start = fold.fold_offsets(self.weights, level)
-        scope_of = self.mb.sigmoid(x=self.convolve(x, scope, f"{name}_scope"), name=f"{name}_opened")
-        x = self.mb.mul(x=self.convolve(x, offset, f"{name}_static"), y=scope_of, name=f"{name}_scaled")
-        x = self.mb.pixel_shuffle(x=self.mb.add(x=x, y=start, name=f"{name}_started"), upscale_factor=2, name=name)
+        opened = self.mb.sigmoid(x=self.convolve(x, scope, f"{name}_scope"), name=f"{name}_opened")
+        x = self.mb.mul(x=self.convolve(x, offset, f"{name}_learned"), y=opened, name=f"{name}_scoped")
+        x = self.mb.add(x=x, y=start, name=f"{name}_started")
+        x = self.mb.pixel_shuffle(x=x, upscale_factor=2, name=name)
         x = self.mb.reshape(x=x, shape=[2, self.head.groups, 2 * h, 2 * w], name=f"{name}_axes")
         x = self.mb.transpose(x=x, perm=[1, 2, 3, 0], name=f"{name}_pairs")
         name = f"positions{level}"
