@@ -6,7 +6,6 @@ the tests draw again by name (``tests/anydepth.py``), and keeps every fourth row
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT / "tests"))
 
 import anydepth  # noqa: E402
-import sdt  # noqa: E402
 import sdt_weights  # noqa: E402
 
 TAPPED = {4: (0, 1, 2, 3), 12: (2, 5, 8, 11)}
@@ -30,27 +28,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, metavar="CLONE", help="a clone of the repository")
     source = parser.parse_args().source
-    commit = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    heads = {size: head(sdt.decoder_class(source), size) for size in anydepth.SIZES}
+    heads = {size: head(sdt_weights.decoder_class(source), size) for size in anydepth.SIZES}
+    decoder = f"{sdt_weights.REPOSITORY} {sdt_weights.commit(source)}"
     facts = {
         "provenance": {
-            "reference": f"{sdt.REPOSITORY} {commit.stdout.strip()} on transformers {transformers.__version__}",
+            "reference": f"{decoder} on transformers {transformers.__version__}",
             "versions": f"torch {torch.__version__}, float32",
             "command": "python tests/minting/anydepth.py --source CLONE",
             "seeds": "tests/anydepth.py: a tensor's values come from its name",
             "values": f"depth[:, ::{STRIDE}, ::{STRIDE}]",
         },
-        "shapes": {size: sdt.shapes(network) for size, network in heads.items()},
+        "shapes": {size: sdt_weights.shapes(network) for size, network in heads.items()},
     }
     depths = {size: run(network, size) for size, network in heads.items()}
     np.savez_compressed(anydepth.GOLDEN, facts=json.dumps(facts), **depths)
 
 
 def head(upstream: Any, size: str) -> Any:
-    network = upstream([anydepth.SIZES[size]["hidden_size"]] * 4, anydepth.FEATURES[size], n_output_channels=1).eval()
-    state = sdt_weights.state(sdt.shapes(network))
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
-    return network
+    width = anydepth.SIZES[size]["hidden_size"]
+    return sdt_weights.filled(upstream([width] * 4, anydepth.FEATURES[size], n_output_channels=1))
 
 
 def run(network: Any, size: str) -> np.ndarray:
