@@ -24,7 +24,7 @@ from speed import child, figure, hold_to_one_core
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS))
 
-import sdt_weights  # noqa: E402
+import authors_sdt  # noqa: E402
 
 OURS, THEIRS = "mlx-depth", "AnyDepth in torch"
 WIDTHS = {"small": 384, "base": 768, "large": 1024}
@@ -66,7 +66,7 @@ def caption(options: argparse.Namespace) -> str:
     conditions = report.conditions(report.use_device("cpu"), "mlx", "torch")
     kind = "Processor time on one core" if options.busy else "Wall-clock time"
     return (
-        f"{conditions} AnyDepth at {sdt_weights.commit(options.source)}. {kind}: medians and 10th–90th percentiles of "
+        f"{conditions} AnyDepth at {authors_sdt.commit(options.source)}. {kind}: medians and 10th–90th percentiles of "
         f"all calls in {options.rounds} processes a side, {options.seconds:g} s of calls in each after one to warm up. "
         "Peaks are of the process. Difference: the largest, relative to the largest depth."
     )
@@ -111,7 +111,7 @@ def row(width: int, size: tuple[int, int], options: argparse.Namespace) -> str:
 
 def measure(task: Task) -> dict[str, Any]:
     """Build, warm up, time."""
-    tokens = sdt_weights.features("benchmark", task.width, tuple(task.grid_size), 1)
+    tokens = authors_sdt.features("benchmark", task.width, tuple(task.grid_size), 1)
     call, threads = (ours if task.side == OURS else theirs)(task, tokens)
     np.save(Path(task.folder, f"{task.side}.npy"), call())
     calls = report.time_calls(call, task.seconds, time.process_time if task.busy else time.perf_counter)
@@ -136,7 +136,7 @@ def ours(task: Task, tokens: Tokens) -> Side:
     head = sdt.SDTHead(sdt.SDTConfig(task.width))
     golden = np.load(TESTS / "goldens/sdt.npz")
     shapes = json.loads(str(golden["facts"]))["published"][str(task.width)]["shapes"]
-    state = {name: mx.array(tensor) for name, tensor in sdt_weights.state(shapes).items()}
+    state = {name: mx.array(tensor) for name, tensor in authors_sdt.state(shapes).items()}
     weights = to_mlx_layout(head, apply(sdt.ORIGINAL, state))
     check_complete(head, weights)
     head.load_weights(list(weights.items()))
@@ -158,13 +158,13 @@ def theirs(task: Task, tokens: Tokens) -> Side:
     import torch
 
     torch.set_num_threads(1 if task.busy else os.cpu_count() or 1)
-    upstream = sdt_weights.decoder_class(Path(task.source))
-    network = sdt_weights.filled(upstream([task.width] * 4, n_output_channels=1, use_cls_token=True))
-    layers = sdt_weights.as_theirs(tokens, tuple(task.grid_size))
+    upstream = authors_sdt.decoder_class(Path(task.source))
+    network = authors_sdt.filled(upstream([task.width] * 4, n_output_channels=1, use_cls_token=True))
+    layers = authors_sdt.as_theirs(tokens, tuple(task.grid_size))
 
     def call() -> np.ndarray:
         with torch.inference_mode():
-            return (torch.relu(network(layers)) + sdt_weights.LEAST_DEPTH)[:, 0].numpy()
+            return (torch.relu(network(layers)) + authors_sdt.LEAST_DEPTH)[:, 0].numpy()
 
     return call, torch.get_num_threads()
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import authors_sdt
 import mlx.core as mx
 import numpy as np
 import pytest
-import sdt_weights
 from mlx.utils import tree_map
 from support import correlation, relative_error, require, seeded
 
@@ -34,7 +34,7 @@ FOLDED = -7 * 2 * 256 + 5 * 256 + 4 * 32
 def head(case: str) -> SDTHead:
     facts = FACTS["cases"][case]
     network = SDTHead(SDTConfig(facts["in_dim"], facts["features"]))
-    state = sdt_weights.state(FACTS["shapes"][case])
+    state = authors_sdt.state(FACTS["shapes"][case])
     weights = to_mlx_layout(network, apply(sdt.ORIGINAL, {name: mx.array(array) for name, array in state.items()}))
     check_complete(network, weights)
     network.load_weights(list(weights.items()))
@@ -43,7 +43,7 @@ def head(case: str) -> SDTHead:
 
 def tokens(case: str) -> list[LayerTokens]:
     facts = FACTS["cases"][case]
-    drawn = sdt_weights.features(case, facts["in_dim"], grid(case), facts["batch"])
+    drawn = authors_sdt.features(case, facts["in_dim"], grid(case), facts["batch"])
     return [LayerTokens(mx.array(patches), mx.array(cls)) for patches, cls in drawn]
 
 
@@ -107,7 +107,7 @@ def dysample(groups: int) -> DySample:
     for name, layer in (("offset", sample.offset), ("scope", sample.scope)):
         layer.weight = mx.array(seeded(name, layer.weight.shape, 0.8))
     sample.offset.bias = mx.array(seeded("bias", sample.offset.bias.shape))
-    sample.init_pos = mx.array(sdt_weights.initial_positions(groups).reshape(sample.init_pos.shape))
+    sample.init_pos = mx.array(authors_sdt.initial_positions(groups).reshape(sample.init_pos.shape))
     return sample
 
 
@@ -222,7 +222,7 @@ def test_published_sizes(width: int) -> None:
     """Every tensor of the authors' finds its place, and none is left; nothing is evaluated."""
     published = FACTS["published"][str(width)]
     shapes = {name: tuple(shape) for name, shape in published["shapes"].items()}
-    theirs = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2] not in sdt_weights.BUFFERS}
+    theirs = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2] not in authors_sdt.BUFFERS}
     assert sum(map(math.prod, theirs.values())) == published["parameters"] == PARAMETERS[width]
     network = SDTHead(SDTConfig(width))
     weights = to_mlx_layout(network, apply(sdt.ORIGINAL, {name: mx.zeros(shape) for name, shape in shapes.items()}))

@@ -1,7 +1,7 @@
 """Mint tests/goldens/sdt.npz: ``python tests/minting/sdt.py --source CLONE`` (of github.com/AIGeeksGroup/AnyDepth).
 
 Runs the authors' decoder, which is not ours to ship, on weights and tokens that the tests draw again by name
-(``tests/sdt_weights.py``), and keeps what comes out, and some of what is computed on the way. The names and shapes of
+(``tests/authors_sdt.py``), and keeps what comes out, and some of what is computed on the way. The names and shapes of
 its tensors are those of the published sizes.
 """
 
@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import sdt_weights  # noqa: E402
+import authors_sdt  # noqa: E402
 
 WIDTHS = (384, 768, 1024)  # of the published backbones' tokens
 STAGES = {  # ours, in order → the module whose output it is
@@ -48,17 +48,17 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, metavar="CLONE", help="a clone of the repository")
     source = parser.parse_args().source
     provenance = {
-        "reference": f"{sdt_weights.REPOSITORY} {sdt_weights.commit(source)}",
+        "reference": f"{authors_sdt.REPOSITORY} {authors_sdt.commit(source)}",
         "versions": f"torch {torch.__version__}, float32",
         "command": "python tests/minting/sdt.py --source CLONE",
-        "seeds": "tests/sdt_weights.py: a tensor's values come from its name",
+        "seeds": "tests/authors_sdt.py: a tensor's values come from its name",
     }
-    upstream = sdt_weights.decoder_class(source)
+    upstream = authors_sdt.decoder_class(source)
     facts = {
         "provenance": provenance,
         "cases": {case.name: case._asdict() for case in CASES},
         "published": {width: published(upstream, width) for width in WIDTHS},
-        "shapes": {case.name: sdt_weights.shapes(build(upstream, case)) for case in CASES},
+        "shapes": {case.name: authors_sdt.shapes(build(upstream, case)) for case in CASES},
     }
     arrays = {f"{case.name}.{key}": array for case in CASES for key, array in run(upstream, case).items()}
     np.savez_compressed(ROOT / "tests/goldens/sdt.npz", facts=json.dumps(facts), **arrays)
@@ -72,20 +72,20 @@ def published(upstream: Any, width: int) -> dict[str, Any]:
     """Names, shapes and the number of parameters of a published size; no memory is taken."""
     with torch.device("meta"):
         network = upstream([width] * 4, n_output_channels=1, use_cls_token=True)
-    return {"parameters": sum(p.numel() for p in network.parameters()), "shapes": sdt_weights.shapes(network)}
+    return {"parameters": sum(p.numel() for p in network.parameters()), "shapes": authors_sdt.shapes(network)}
 
 
 def run(upstream: Any, case: Case) -> dict[str, np.ndarray]:
     """Depth, and some values of each stage, channels last, in the order of ``ravel`` with the step beside them."""
-    network = sdt_weights.filled(build(upstream, case))
+    network = authors_sdt.filled(build(upstream, case))
     outputs: dict[str, np.ndarray] = {}
     for stage, name in STAGES.items():
         network.get_submodule(name).register_forward_hook(
             lambda _, inputs, output, stage=stage: outputs.update({stage: output.numpy().transpose(0, 2, 3, 1)})
         )
-    tokens = sdt_weights.features(case.name, case.in_dim, case.grid_size, case.batch)
+    tokens = authors_sdt.features(case.name, case.in_dim, case.grid_size, case.batch)
     with torch.no_grad():
-        depth = torch.relu(network(sdt_weights.as_theirs(tokens, case.grid_size))) + sdt_weights.LEAST_DEPTH
+        depth = torch.relu(network(authors_sdt.as_theirs(tokens, case.grid_size))) + authors_sdt.LEAST_DEPTH
     depth = depth[:, 0].numpy()
     assert (depth > 0.001).mean() > 0.5, "the last ReLU lets next to nothing through: other weights"
     kept = {"depth": depth[:, ::2, ::2]}
