@@ -87,7 +87,7 @@ class TokenProjection(nn.Module):
 class DySample(nn.Module):
     """Double a map by reading it at learned positions (Liu et al., 2023, "Learning to Upsample by Learning to Sample").
 
-    The variant with static offsets ("lp") and a dynamic scope.
+    Its variant "lp", where one pixel's channels tell the positions of the four that it becomes, with a scope.
     """
 
     def __init__(self, features: int, groups: int):
