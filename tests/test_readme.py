@@ -41,8 +41,7 @@ def test_the_block_of_features_runs(tmp_path):
     require("reference", "torch")
     import anydepth
 
-    config = {key: value for key, value in anydepth.backbone_config("tiny").to_dict().items() if value is not None}
-    folder = anydepth.save(anydepth.backbone_state("tiny"), tmp_path / "dinov3", config)
+    folder = anydepth.save(anydepth.backbone_state("tiny"), tmp_path / "dinov3", anydepth.backbone_config("tiny"))
     block = block_with("load_backbone")
     assert len(block.strip().splitlines()) == 5
     code = block.replace('"facebook/dinov3-vits16-pretrain-lvd1689m"', repr(str(folder)))

@@ -6,7 +6,6 @@ the tests draw again by name (``tests/anydepth.py``), and keeps every fourth row
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,16 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT / "tests"))
+if sys.path[1] == str(Path(__file__).parent):  # where this file would hide the tests' module of its name
+    del sys.path[1]
 
 import anydepth  # noqa: E402
-import sdt  # noqa: E402
-import sdt_weights  # noqa: E402
+import authors_sdt  # noqa: E402
+import reference_dinov3  # noqa: E402
 
 TAPPED = {4: (0, 1, 2, 3), 12: (2, 5, 8, 11)}
+LEADING = 5  # tokens that are no patches
 STRIDE = 4
 
 
@@ -30,43 +32,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, metavar="CLONE", help="a clone of the repository")
     source = parser.parse_args().source
-    commit = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    heads = {size: head(sdt.decoder_class(source), size) for size in anydepth.SIZES}
+    decoder = authors_sdt.decoder_class(source)
+    heads = {size: head(decoder, size) for size in anydepth.BACKBONES}
+    commit = f"{authors_sdt.REPOSITORY} {authors_sdt.commit(source)}"
     facts = {
         "provenance": {
-            "reference": f"{sdt.REPOSITORY} {commit.stdout.strip()} on transformers {transformers.__version__}",
+            "reference": f"{commit} on transformers {transformers.__version__}",
             "versions": f"torch {torch.__version__}, float32",
             "command": "python tests/minting/anydepth.py --source CLONE",
             "seeds": "tests/anydepth.py: a tensor's values come from its name",
             "values": f"depth[:, ::{STRIDE}, ::{STRIDE}]",
         },
-        "shapes": {size: sdt.shapes(network) for size, network in heads.items()},
+        "shapes": {
+            size: {name: list(x.shape) for name, x in network.state_dict().items()} for size, network in heads.items()
+        },
     }
     depths = {size: run(network, size) for size, network in heads.items()}
     np.savez_compressed(anydepth.GOLDEN, facts=json.dumps(facts), **depths)
 
 
-def head(upstream: Any, size: str) -> Any:
-    network = upstream([anydepth.SIZES[size]["hidden_size"]] * 4, anydepth.FEATURES[size], n_output_channels=1).eval()
-    state = sdt_weights.state(sdt.shapes(network))
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
-    return network
+def head(decoder: Any, size: str) -> Any:
+    width = anydepth.backbone(size).config.hidden_size
+    return authors_sdt.filled(decoder([width] * 4, anydepth.FEATURES[size], n_output_channels=1, use_cls_token=True))
 
 
 def run(network: Any, size: str) -> np.ndarray:
-    backbone = transformers.DINOv3ViTModel(anydepth.backbone_config(size)).eval()
-    state = {name: torch.from_numpy(array) for name, array in anydepth.backbone_state(size).items()}
-    own = {name: state[name.removeprefix("model.")] for name in backbone.state_dict()}
-    backbone.load_state_dict(own)
-    tokens: list[Any] = []
-    for layer in TAPPED[len(backbone.model.layer)]:
-        backbone.model.layer[layer].register_forward_hook(lambda _, inputs, output: tokens.append(output))
-    B, H, W = anydepth.PIXELS[size]
+    backbone = anydepth.backbone(size)
+    pixels = anydepth.pixels(size)
+    layers = reference_dinov3.layers(backbone, pixels)
+    tapped = [layers[layer].numpy() for layer in TAPPED[len(layers)]]
+    tokens = [(x[:, LEADING:], x[:, 0]) for x in tapped]
+    grid_size = (pixels.shape[1] // 16, pixels.shape[2] // 16)
     with torch.no_grad():
-        backbone(torch.from_numpy(np.ascontiguousarray(anydepth.pixels(size).transpose(0, 3, 1, 2))))
-        features = [(x[:, 5:].mT.reshape(B, -1, H // 16, W // 16), x[:, 0]) for x in tokens]
-        depth = (torch.relu(network(features)) + 0.001)[:, 0].numpy()  # model/__init__.py, FeaturesToDepth
-    print(size, depth.shape, depth.mean(), depth.std(), (depth == np.float32(0.001)).mean())
+        depth = torch.relu(network(authors_sdt.as_theirs(tokens, grid_size))) + authors_sdt.LEAST_DEPTH
+    depth = depth[:, 0].numpy()
     assert depth.std() > 0.05 * depth.mean(), "a reference that hardly varies proves nothing"
     return depth[:, ::STRIDE, ::STRIDE]
 

@@ -9,6 +9,7 @@ import anydepth
 import mlx.core as mx
 import numpy as np
 import pytest
+import reference
 import torch
 from mlx_depth_convert import opening
 from mlx_depth_convert.convert import convert
@@ -34,14 +35,14 @@ GOLDENS = np.load(anydepth.GOLDEN)
 def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint under the authors' names; its heads are as wide as no published one's."""
     folder = tmp_path_factory.mktemp("authors") / "tiny"
-    return anydepth.save(anydepth.authors_state("tiny"), folder, {"backbone_config": _transformers_config("tiny")})
+    return anydepth.save(anydepth.authors_state("tiny"), folder, {"backbone_config": anydepth.backbone_config("tiny")})
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny backbone as the Hub has it."""
     folder = tmp_path_factory.mktemp("hub") / "dinov3"
-    return anydepth.save(anydepth.backbone_state("tiny"), folder, _transformers_config("tiny"))
+    return anydepth.save(anydepth.backbone_state("tiny"), folder, anydepth.backbone_config("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = {f"module.decoder.{name}": torch.from_numpy(x) for name, x in anydepth.head_state("tiny").items()}
     torch.save({"epoch": 5, "model": state}, path)
     return path
-
-
-def _transformers_config(size: str) -> dict:
-    config = anydepth.backbone_config(size).to_dict()
-    return {key: value for key, value in config.items() if value is not None}
 
 
 def _error(network: AnyDepth, size: str) -> float:
@@ -98,8 +94,8 @@ def test_other_periods_are_noticed(authors: Path) -> None:
 
 
 def test_a_head_and_a_backbone_from_elsewhere(head: Path, backbone: Path, authors: Path, tmp_path: Path) -> None:
-    meta = anydepth.save(anydepth.meta_names(anydepth.backbone_state("tiny")), tmp_path / "named by Meta")
-    (meta / "config.json").write_text(json.dumps(_transformers_config("tiny")))
+    meta = anydepth.save(anydepth.meta_state("tiny"), tmp_path / "named by Meta")
+    (meta / "config.json").write_text(json.dumps(anydepth.backbone_config("tiny")))
     for name, source in {"hub": backbone, "meta": meta}.items():
         with pytest.warns(
             UserWarning, match=r"the weights are under 'model'; 'module\.decoder\.' stands before their names"
@@ -151,7 +147,7 @@ def test_a_backbone_of_another_width_or_kind_is_refused(head: Path, backbone: Pa
         name: np.zeros((40, *x.shape[1:]), x.dtype) if x.shape[0] == 32 else x
         for name, x in anydepth.backbone_state("tiny").items()
     }
-    config = {**_transformers_config("tiny"), "hidden_size": 40}
+    config = {**anydepth.backbone_config("tiny"), "hidden_size": 40}
     other = anydepth.save(wider, tmp_path / "wider", config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -185,7 +181,7 @@ def test_config_json_is_read_strictly(authors: Path, tmp_path: Path, config: dic
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "model.safetensors").symlink_to(authors / "model.safetensors")
-    backbone = {"backbone_config": _transformers_config("tiny")}
+    backbone = {"backbone_config": anydepth.backbone_config("tiny")}
     (folder / "config.json").write_text(json.dumps({**backbone, **config}))
     with pytest.raises(CheckpointError, match=message):
         mlx_depth.load(folder)
@@ -196,7 +192,7 @@ def test_the_authors_options_are_followed(authors: Path, tmp_path: Path) -> None
     folder.mkdir()
     (folder / "model.safetensors").symlink_to(authors / "model.safetensors")
     options = {"use_backbone_norm": True, "min_depth": 0.5, "backbone_out_layers": [0, 1, 2, 3]}
-    (folder / "config.json").write_text(json.dumps({"backbone_config": _transformers_config("tiny"), **options}))
+    (folder / "config.json").write_text(json.dumps({"backbone_config": anydepth.backbone_config("tiny"), **options}))
     config = read_checkpoint(folder).spec.config
     assert (config.backbone.normalized, config.head.least_depth) == (True, 0.5)
 
@@ -257,17 +253,14 @@ def test_a_backbone_alone_gives_what_transformers_gives(backbone: Path, tmp_path
     features = extractor(photo, input_size=64)
     assert features.grid_size == (4, 6)
     assert [layer.patch_tokens.shape for layer in features.layers] == [(1, 24, 32)] * 2
-    upstream = anydepth.transformers.DINOv3ViTModel(anydepth.backbone_config("tiny")).eval()
-    state = anydepth.backbone_state("tiny")
-    upstream.load_state_dict(
-        {name: torch.from_numpy(state[name.removeprefix("model.")]) for name in upstream.state_dict()}
-    )
-    pixel_values = np.array(extractor.processor(np.asarray(photo), input_size=64)).transpose(0, 3, 1, 2)
+    pixel_values = reference.nchw(np.array(extractor.processor(np.asarray(photo), input_size=64)))
     with torch.no_grad():
-        expected = upstream(torch.from_numpy(np.ascontiguousarray(pixel_values))).last_hidden_state.numpy()
+        expected = anydepth.backbone("tiny")(
+            torch.from_numpy(np.ascontiguousarray(pixel_values))
+        ).last_hidden_state.numpy()
     assert relative_error(np.array(features.layers[-1].patch_tokens), expected[:, 5:]) <= GATE
     assert relative_error(np.array(features.layers[-1].cls_token), expected[:, 0]) <= GATE
-    meta = anydepth.save(anydepth.meta_names(state), tmp_path / "meta", _transformers_config("tiny"))
+    meta = anydepth.save(anydepth.meta_state("tiny"), tmp_path / "meta", anydepth.backbone_config("tiny"))
     again = mlx_depth.load_backbone(meta, dtype="float32")(photo, input_size=64)
     assert relative_error(np.array(again.layers[0].patch_tokens), expected[:, 5:]) <= GATE
 
