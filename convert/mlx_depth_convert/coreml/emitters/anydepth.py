@@ -20,7 +20,7 @@ class AnyDepthEmitter(ViTEmitter):
     """One image to inverse depth."""
 
     float_prefixes: ClassVar[tuple[str, ...]] = (*ViTEmitter.float_prefixes, "rope_", "offsets", "positions")
-    float32_prefixes: ClassVar[tuple[str, ...]] = ("positions", "sampled")  # the latter read a float16 map at the former
+    float32_prefixes: ClassVar[tuple[str, ...]] = ("positions", "sampled")  # the latter read float16 maps
 
     @property
     def backbone(self) -> DINOv3Config:
