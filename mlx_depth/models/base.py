@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
 from mlx_depth.nn.resize import resize
@@ -133,6 +134,17 @@ class NetworkConfig:
     def max_depth(self) -> float | None:
         """The farthest distance that the network can give, in metres; None where there is none, or no metres."""
         return None
+
+    def meaning(self, conditions: Mapping[str, npt.NDArray[Any]]) -> "Meaning":
+        """What the depth of one photo means, given what came in beside its pixels, by name."""
+        return Meaning(self.depth_kind, self.max_depth)
+
+
+class Meaning(NamedTuple):
+    """What the numbers of a depth map are."""
+
+    kind: DepthKind
+    max_depth: float | None  # metres that they cannot pass; None: none known, or no metres
 
 
 @dataclass(frozen=True)
