@@ -25,7 +25,7 @@ def meta_model(size: str, **options: Any) -> Any:
         return transformers.PromptDepthAnythingForDepthEstimation(config(size, **options))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=3)
 def model(size: str, *, metric: bool = True) -> Any:
     """The whole upstream model in float32, every parameter filled from its name."""
     upstream = meta_model(size, metric=metric).to_empty(device="cpu").eval()
