@@ -16,7 +16,7 @@ from mlx_depth.errors import ImageError, OptionError
 from mlx_depth.io.find import are_many, find_photos
 from mlx_depth.io.image import ImageSource, LoadedImage, load_image, with_focal_length
 from mlx_depth.io.prompt import PromptSource, PromptUnit, check_same_field, load_prompt, prompts_of
-from mlx_depth.models.base import DepthNetwork, DepthOutputs, Family, Meaning, Photo, PhotoOutputs
+from mlx_depth.models.base import PROMPT, DepthNetwork, DepthOutputs, Family, Meaning, Photo, PhotoOutputs
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.multiview import Facts, PoseFrom, needed, prepare_views, scene_of, with_ray_cameras
 from mlx_depth.processor import InputSize, Processor
@@ -31,7 +31,6 @@ from mlx_depth.weights.safetensors_io import dtype_name
 
 Color = tuple[int, int, int]
 PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
-PROMPT = "prompt_depth"  # what networks call a depth prompt: (B, h, w), metres
 
 
 @dataclass(frozen=True, eq=False, repr=False)

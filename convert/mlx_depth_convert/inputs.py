@@ -9,8 +9,7 @@ import numpy as np
 
 from mlx_depth.errors import OptionError
 from mlx_depth.io.image import ImageSource, load_image
-from mlx_depth.model import PROMPT
-from mlx_depth.models.base import DepthNetwork, Takes
+from mlx_depth.models.base import PROMPT, DepthNetwork, Takes
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth_convert.pictures import generated_picture, generated_prompt
 

@@ -20,6 +20,7 @@ from mlx_depth.weights.rules import Rule
 Size = tuple[int, int]
 Shapes = Mapping[str, tuple[int, ...]]
 Takes = Literal["image", "views", "video"]
+PROMPT = "prompt_depth"  # the condition that is a depth prompt: (B, h, w), metres
 _AXES: dict[Takes, str] = {"image": "(B, H, W, 3)", "views": "(B, V, H, W, 3)", "video": "(B, T, H, W, 3)"}
 
 
@@ -296,6 +297,11 @@ class Family:
     def takes(self) -> Takes:
         """What its networks take."""
         return getattr(self.network, "takes", "image")
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What its networks take beside the pixels."""
+        return tuple(getattr(self.network, "conditions", ()))
 
     def detect(self, evidence: Evidence) -> str | None:
         """The dialect of a checkpoint; None where the family does not take it for its own."""

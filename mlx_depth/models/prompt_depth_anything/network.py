@@ -13,12 +13,10 @@ import numpy.typing as npt
 from mlx_depth.backbones.dinov2 import DINOv2
 from mlx_depth.errors import OptionError
 from mlx_depth.heads.prompt_dpt import PromptDPTHead
-from mlx_depth.models.base import DepthOutputs, Meaning
+from mlx_depth.models.base import PROMPT, DepthOutputs, Meaning
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig, depth_anything_config
 from mlx_depth.models.vit_network import ViTNetwork
 from mlx_depth.result import DepthKind
-
-PROMPT = "prompt_depth"
 
 
 @dataclass(frozen=True)
