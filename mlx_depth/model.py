@@ -468,7 +468,7 @@ def _shot_reader(
         if shot.prompt is None:
             return LoadedShot(image)
         prompt = load_prompt(shot.prompt, unit=prompt_unit)
-        check_same_field(prompt, image.info.size)
+        check_same_field(prompt, image.info)
         return LoadedShot(image, prompt)
 
     return read_shot

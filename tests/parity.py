@@ -1,7 +1,8 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
 Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1, V2 and Prompt Depth Anything, the authors' package for Depth Anything 3. The demo's rows are its real weights on the photos of examples/.
+V1, V2 and Prompt Depth Anything, the authors' package for Depth Anything 3. The demo's rows are its real weights on the
+photos of examples/.
 """
 
 import sys

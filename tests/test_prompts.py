@@ -145,7 +145,7 @@ def test_a_bad_prompt_fails_its_photo_alone(model: DepthModel) -> None:
     assert len(list(results)) == 1
     assert [text.split(":")[0] for text in failed] == [
         "<array> is 1 m everywhere",
-        "the depth prompt is 6×3 and the photo 48×64 (height × width)",
+        "<array> has 48×64 pixels and its depth prompt 6×3 (height × width)",
     ]
     with pytest.raises(ImageError, match="is 1 m everywhere"):
         model.predict(photo(48, 64), prompt=prompts[1])

@@ -16,7 +16,7 @@ from mlx_depth.errors import ImageError, OptionError, printable
 from mlx_depth.io.arrays import NAME as ARRAY
 from mlx_depth.io.arrays import is_array
 from mlx_depth.io.depth_file import DEPTH_SUFFIXES, StoredMap, read_depth_file
-from mlx_depth.io.image import PIL_IMAGE
+from mlx_depth.io.image import PIL_IMAGE, ImageInfo
 from mlx_depth.io.names import sameness
 from mlx_depth.io.sources import is_url
 
@@ -63,13 +63,15 @@ def load_prompt(source: PromptSource, *, unit: PromptUnit | None = None) -> npt.
     return _filled(metres, name)
 
 
-def check_same_field(prompt: npt.NDArray[np.float32], size: tuple[int, int]) -> None:
-    """Raise ``ImageError`` for a prompt whose shape cannot be that of its photo, ``(height, width)``."""
+def check_same_field(prompt: npt.NDArray[np.float32], photo: ImageInfo) -> None:
+    """Raise ``ImageError`` for a prompt whose shape cannot be that of its photo."""
+    size = photo.size
     stretch = (prompt.shape[0] / prompt.shape[1]) / (size[0] / size[1])
     if not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
         raise ImageError(
-            f"the depth prompt is {prompt.shape[0]}×{prompt.shape[1]} and the photo {size[0]}×{size[1]} (height × "
-            "width): they have to show the same field, so turn or crop the prompt."
+            f"{printable(photo.source)} has {size[0]}×{size[1]} pixels and its depth prompt "
+            f"{prompt.shape[0]}×{prompt.shape[1]} (height × width): they have to show the same field, so turn or crop "
+            "the prompt."
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support import require, seeded
 
-from mlx_depth import DepthKind, DepthResult, ImageError, OptionError
+from mlx_depth import DepthKind, DepthResult, ImageError, ImageInfo, OptionError
 from mlx_depth.io.prompt import check_same_field, load_prompt, prompts_of
 
 METRES = np.abs(seeded("prompt", (6, 8))) + 0.5
@@ -93,11 +93,13 @@ def test_an_unknown_unit() -> None:
 
 
 def test_a_turned_prompt_is_found() -> None:
-    check_same_field(np.ones((192, 256), np.float32), (1440, 1920))
-    check_same_field(np.ones((192, 256), np.float32), (427, 640))
+    lidar = np.ones((192, 256), np.float32)
+    check_same_field(lidar, ImageInfo("a.jpg", (1440, 1920)))
+    check_same_field(lidar, ImageInfo("a.jpg", (427, 640)))
     for size in ((1920, 1440), (1080, 1920)):
-        with pytest.raises(ImageError, match=rf"192×256 and the photo {size[0]}×{size[1]} .* turn or crop the prompt"):
-            check_same_field(np.ones((192, 256), np.float32), size)
+        message = rf"a\.jpg has {size[0]}×{size[1]} pixels and its depth prompt 192×256 .* turn or crop the prompt"
+        with pytest.raises(ImageError, match=message):
+            check_same_field(lidar, ImageInfo("a.jpg", size))
 
 
 def test_prompts_in_a_folder(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import reference_prompt
+from hub_server import FakeHub
 from mlx.utils import tree_flatten
 from opencv import cv2
 from PIL import Image
@@ -158,25 +162,48 @@ def lidar(folder: Path) -> Path:
     return folder / "lidar.png"
 
 
-def test_from_a_photo_and_lidar_to_metres(folders, tmp_path):
-    """transformers' processor, network and resizing, from the same two files."""
-    processor = reference.transformers.PromptDepthAnythingImageProcessorPil.from_pretrained(folders())
-    size = {"height": 224, "width": 224}
-    prompt = lidar(tmp_path)
+def by_transformers(folder: Path, upstream, prompt: Path, side: int) -> np.ndarray:
+    """Its processor, network and resizing, from the same two files."""
+    processor = reference.transformers.PromptDepthAnythingImageProcessorPil.from_pretrained(folder)
     photo = Image.open(PHOTO).convert("RGB")
+    size = {"height": side, "width": side}
     inputs = processor(images=photo, prompt_depth=Image.open(prompt), size=size, return_tensors="pt")
     with reference.torch.no_grad():
-        outputs = reference_prompt.model("tiny")(**inputs)
+        outputs = upstream(**inputs)
     (done,) = processor.post_process_depth_estimation(outputs, [(photo.height, photo.width)])
-    expected = done["predicted_depth"].numpy()
+    return done["predicted_depth"].numpy()
+
+
+def test_from_a_photo_and_lidar_to_metres(folders, tmp_path):
+    prompt = lidar(tmp_path)
+    expected = by_transformers(folders(), reference_prompt.model("tiny"), prompt, 224)
     model = mlx_depth.load(folders(), dtype="float32", reference="transformers")
     result = model.predict(PHOTO, prompt=prompt, input_size=224)
-    assert result.input_size == tuple(outputs.predicted_depth.shape[1:])
     assert relative_error(result.depth, expected) <= 1e-3
     assert correlation(result.depth, expected) >= CORRELATION
     metres = reference_prompt.prompt(1, (192, 256))
     assert (result.kind, result.unit) == (DepthKind.METRIC, "m")
     assert result.max_depth == pytest.approx(metres.max(), abs=0.001)
+
+
+@pytest.mark.nightly
+def test_the_command_downloads_the_model_by_its_name(folders, tmp_path):
+    """The whole way at full size, with a hub on this machine."""
+    repository = tmp_path / "hub" / MODELS["prompt-depth-anything-small"].hub_id
+    repository.parent.mkdir(parents=True)
+    repository.symlink_to(folders("small"))
+    prompt, out = lidar(tmp_path), tmp_path / "depth.npy"
+    command = [sys.executable, "-m", "mlx_depth", "predict", PHOTO, "--model", "prompt-depth-anything-small", "-o", out]
+    command += ["--prompt", prompt, "--reference", "transformers", "--input-size", "154", "--dtype", "float32"]
+    with FakeHub(tmp_path / "hub") as hub:
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run([*map(str, command)], env=os.environ | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "metric depth" in done.stdout
+    assert json.loads(out.with_suffix(".json").read_text())["license"] == "Apache-2.0"
+    expected = by_transformers(folders("small"), reference_prompt.model("small"), prompt, 154)
+    assert relative_error(np.load(out), expected) <= 1e-3
+    assert correlation(np.load(out), expected) >= CORRELATION
 
 
 def test_without_a_prompt_depth_has_no_unit(folders):

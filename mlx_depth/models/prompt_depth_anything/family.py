@@ -47,8 +47,10 @@ def _follow(
 
 
 def _stages(config: PromptDepthAnythingConfig) -> tuple[Stage, ...]:
-    prompts = tuple(Stage(f"prompt {level}", f"head.fusion.{level}.prompt") for level in range(len(RESAMPLINGS)))
-    return (*DEPTH_ANYTHING.stages(config), *prompts)
+    plain = DEPTH_ANYTHING.stages(config)
+    fused = next(place for place, stage in enumerate(plain) if stage.name == "fusion 0")
+    prompts = (Stage(f"prompt {level}", f"head.fusion.{level}.prompt") for level in range(len(RESAMPLINGS)))
+    return (*plain[:fused], *prompts, *plain[fused:])
 
 
 FAMILY = replace(
