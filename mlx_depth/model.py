@@ -79,7 +79,8 @@ class DepthModel:
             input_size: Short side in network pixels, or an exact ``(height, width)`` in multiples of 14; None: the
                 model's own. Larger shows finer detail, slower.
             background: RGB, 0..255, under transparent pixels; None: white.
-            focal_length_px: Focal length in pixels of the photo, for models whose metres need it; None: from EXIF.
+            focal_length_px: Focal length in pixels of the photo, where it is known: for models whose metres need it
+                (None: from EXIF) and for those that else estimate it (None: they do).
         Returns:
             Depth at the original size, float32, with its kind and unit.
         Raises:
@@ -323,7 +324,10 @@ class DepthModel:
         one = DepthOutputs(**tree_map(lambda array: array[index : index + 1], outputs.present()))
         try:
             return self.family.postprocess(
-                self.spec.config, one, self.processor, Photo(info.size, size, info.focal_length_px)
+                self.spec.config,
+                one,
+                self.processor,
+                Photo(info.size, size, info.focal_length_px, info.focal_length_given),
             )
         except ImageError as error:
             return ImageError(f"{info.source}: {error}")
