@@ -9,10 +9,13 @@ from mlx_depth.errors import ModelNotFoundError, similar
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
+from mlx_depth.models.moge.family import PROCESSOR as MOGE
+from mlx_depth.models.moge.network import moge_config
 from mlx_depth.processor import Processor
 from mlx_depth.result import DepthKind
 
 APACHE = "Apache-2.0"
+MIT = "MIT"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 _NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic"}  # words in the names of licenses
 
@@ -289,6 +292,36 @@ _MODELS = (
         parameters=1_689_845_519,
         aliases=("da3-nested-giant-large-1.1", "da3nested-giant-large-1.1"),
     ),
+    ModelSpec(
+        "moge-2-small",
+        "moge",
+        moge_config("small"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vits-normal",
+        parameters=35_103_656,
+        aliases=("moge2-small", "moge-2-vits-normal"),
+    ),
+    ModelSpec(
+        "moge-2-base",
+        "moge",
+        moge_config("base"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vitb-normal",
+        parameters=104_743_592,
+        aliases=("moge2-base", "moge-2-vitb-normal"),
+    ),
+    ModelSpec(
+        "moge-2-large",
+        "moge",
+        moge_config("large"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vitl-normal",
+        parameters=330_901_544,
+        aliases=("moge2-large", "moge-2-vitl-normal"),
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -302,7 +335,6 @@ NOT_YET = {
     "dpt": "DPT",
     "midas": "MiDaS",
     "metric3d": "Metric3D",
-    "moge": "MoGe",
     "prompt-depth-anything": "Prompt Depth Anything",
     "promptda": "Prompt Depth Anything",
     "sharp": "SHARP",

@@ -331,7 +331,8 @@ class DepthResult:
             JSON-ready: ``kind``, ``unit``, ``larger_is``, ``min`` and ``max`` of the finite depth, ``max_depth``,
             ``png16`` (``depth = value * scale + offset`` where value is not ``no_data``), ``confidence`` and ``sky``
             (``min`` and ``max`` of each map), ``mask`` (``valid``, the share of the pixels), ``normals`` (``axes`` of
-            the arrays), ``size`` and ``input_size`` (height, width), ``focal_length_px``, ``camera``, ``model``, ``revision``, ``dtype``, ``license``, ``image``, and the version of ``mlx_depth``.
+            the arrays), ``size`` and ``input_size`` (height, width), ``focal_length_px``, ``camera``, ``model``,
+            ``revision``, ``dtype``, ``license``, ``image``, and the version of ``mlx_depth``.
             What is not known is None.
         """
         low, high = self.depth_range or (None, None)

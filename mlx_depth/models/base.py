@@ -3,7 +3,7 @@
 Photo → ``Processor`` → ``pixel_values`` → ``DepthNetwork`` → ``DepthOutputs`` → ``Family.postprocess`` → result.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -56,6 +56,8 @@ class DepthOutputs(NamedTuple):
     """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
     gaussians: Mapping[str, mx.array] | None = None
     """3D Gaussians, by name of their property."""
+    raw: Mapping[str, mx.array] | None = None
+    """Of what other outputs are made, for a ``postprocess`` that makes them at the photo's size instead."""
     state: Mapping[str, mx.array] | None = None
     """What a network of clips wants back at its next call, as ``state=``."""
 
@@ -295,6 +297,10 @@ class Family:
     postprocess: Callable[[Any, DepthOutputs, Processor, Photo], PhotoOutputs] = (  # the config comes first
         lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
     )
+    conditions: Callable[[Sequence[Photo]], Mapping[str, mx.array]] = (
+        lambda photos: {}
+    )  # what the network is told of them
+    read_first: Callable[[DepthOutputs], Any] = nothing  # outputs whose numbers postprocess looks at: evaluated before
     with_cameras: Callable[[Any, DepthOutputs], DepthOutputs] = lambda config, outputs: outputs  # what hangs on cameras
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)

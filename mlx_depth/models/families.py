@@ -3,6 +3,7 @@
 from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3 import family as depth_anything_3
+from mlx_depth.models.moge.family import FAMILY as MOGE
 
-_FAMILIES = (DEPTH_ANYTHING, depth_anything_3.ANY_VIEW, depth_anything_3.MONO, depth_anything_3.NESTED)
+_FAMILIES = (DEPTH_ANYTHING, depth_anything_3.ANY_VIEW, depth_anything_3.MONO, depth_anything_3.NESTED, MOGE)
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}

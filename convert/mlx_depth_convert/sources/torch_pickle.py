@@ -38,8 +38,8 @@ def read(path: Path) -> Source:
     Args:
         path: A file written by ``torch.save``: a state dict, or a dict or list that holds one at any key.
     Returns:
-        A part for each dict that holds tensors. Objects that are neither tensors nor plain containers are never made:
-        what lies in them is not found.
+        A part for each dict that holds tensors, and as metadata the dicts beside them that hold plain values alone.
+        Objects that are neither tensors nor plain containers are never made: what lies in them is not found.
     Raises:
         CheckpointError: If the file is damaged, or its tensors can be reached only by running what is in it.
     """
@@ -60,7 +60,7 @@ def read(path: Path) -> Source:
         raise
     if not parts:
         raise CheckpointError(cause(path, first_bytes.TORCH) or _without_tensors(path, root, machine))
-    return Source(parts)
+    return Source(parts, _facts(root))
 
 
 class _RefusedError(CheckpointError):
@@ -95,6 +95,23 @@ def _trees(root: Any) -> Iterator[tuple[str, dict[Any, Any], tuple[str, ...]]]:
             if type(node) is dict and any(_is_tensor(name, value) for name, value in node.items()):
                 yield key, node, _beside(node, way)
         level = deeper
+
+
+def _facts(root: Any) -> dict[str, Any]:
+    """The top-level dicts of plain values, such as the arguments of a model's class."""
+    if type(root) is not dict:
+        return {}
+    return {
+        name: value for name, value in root.items() if type(name) is str and type(value) is dict and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
+    if type(value) is dict:
+        return depth > 0 and all(type(name) is str and _is_plain(item, depth - 1) for name, item in value.items())
+    if type(value) in (list, tuple):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _beside(node: Mapping[Any, Any], way: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
