@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from support import require, seeded
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.heads.conv_stack import ConvStackConfig
 from mlx_depth.models.moge.network import MoGeConfig
+from mlx_depth.processor import IMAGENET_MEAN, IMAGENET_STD
 
 torch = require("reference", "torch")
 
@@ -69,11 +71,14 @@ def model_config(config: MoGeConfig) -> dict[str, Any]:
 
 
 def build(config: MoGeConfig) -> Any:
-    """Upstream's class; a backbone of another size than DINOv2's is put where it looks for one by name."""
+    """Upstream's class without memory; a backbone of another size is put where it looks for DINOv2's by name."""
     v2 = import_reference()
     backbones = importlib.import_module("moge.model.dinov2.hub.backbones")
     backbones.tiny = functools.partial(_backbone, config.backbone)
-    return v2.MoGeModel(**model_config(config)).eval()
+    on_cpu = functools.partial(torch.linspace, device="cpu")  # upstream reads numbers off one while it builds
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "linspace", on_cpu)
+        return v2.MoGeModel(**model_config(config)).eval()
 
 
 def _backbone(config: DINOv2Config, *, pretrained: bool) -> Any:
@@ -88,7 +93,6 @@ def _backbone(config: DINOv2Config, *, pretrained: bool) -> Any:
         init_values=1.0,
         block_chunks=0,
         interpolate_offset=0.1,
-        drop_path_uniform=True,
     )
 
 
@@ -96,9 +100,10 @@ def _backbone(config: DINOv2Config, *, pretrained: bool) -> Any:
 def model(config: MoGeConfig = TINY) -> Any:
     """The whole upstream network in float32, every parameter filled from its name."""
     network = build(config)
-    with torch.no_grad():
-        for key, parameter in network.named_parameters():
-            parameter.copy_(torch.from_numpy(weight(key, tuple(parameter.shape))))
+    values = {name: weight(name, tuple(parameter.shape)) for name, parameter in network.named_parameters()}
+    for name, pixel in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+        values[f"encoder.{name}"] = np.array(pixel, np.float32).reshape(1, 3, 1, 1)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, assign=True)
     return network
 
 
