@@ -16,6 +16,7 @@ def test_every_promised_entry_is_there():
     several = ("small", "base", "large", "large-1.1", "giant", "giant-1.1")
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
+    expected |= {f"moge-2-{size}" for size in sizes}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
@@ -27,7 +28,7 @@ def test_names_are_kebab_and_unique():
 
 def test_hub_ids_are_unique():
     ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
-    assert len(ids) == len(set(ids)) == 22
+    assert len(ids) == len(set(ids)) == 25
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-mono-large", "Apache-2.0", True),
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
+        ("moge-2-large", "MIT", True),
         ("mlx-depth-demo", "Apache-2.0", True),
     ],
 )
@@ -72,6 +74,7 @@ def test_v1_taps_the_last_four_layers():
         ("DA3-LARGE-1.1", "depth-anything-3-large-1.1"),
         ("DA3NESTED-GIANT-LARGE", "depth-anything-3-nested-giant-large"),
         ("da3_mono_large", "depth-anything-3-mono-large"),
+        ("moge-2-vitl-normal", "moge-2-large"),
     ],
 )
 def test_aliases_lead_to_the_model(alias, name):

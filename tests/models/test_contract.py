@@ -229,6 +229,45 @@ def test_metres_that_need_a_focal_length_fail_for_that_photo_alone(
         model.predict(paths[0])
 
 
+class Told(toy.Toy):
+    """Wants to know the proportions of a photo."""
+
+    conditions = ("aspect",)
+
+    def __call__(self, pixel_values: mx.array, aspect: mx.array | None = None) -> DepthOutputs:
+        assert aspect is not None
+        outputs = super().__call__(pixel_values)
+        return outputs._replace(depth=mx.ones_like(outputs.depth) * aspect[:, None, None])
+
+
+def test_a_network_is_told_of_its_photos_and_outputs_are_read_first(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def read_first(outputs: DepthOutputs) -> mx.array:
+        order.append("read")
+        return outputs.depth
+
+    def scaled(_: object, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+        order.append("postprocess")
+        return to_photo(outputs._replace(depth=outputs.depth / outputs.depth.max().item()), processor, photo)
+
+    family = dataclasses.replace(
+        toy.TOY,
+        network=Told,
+        conditions=lambda photos: {"aspect": mx.array([photo.size[1] / photo.size[0] for photo in photos])},
+        read_first=read_first,
+    )
+    monkeypatch.setitem(FAMILIES, "toy", family)
+    model = mlx_depth.load(source, dtype="float32")
+    results = list(model.predict_batch([photo(48, 80), photo(48, 81)], batch_size=2))
+    assert [result.depth[0, 0] for result in results] == [np.float32(80 / 48), np.float32(81 / 48)]
+    monkeypatch.setitem(FAMILIES, "toy", dataclasses.replace(family, postprocess=scaled))
+    assert next(iter(model.predict_batch([photo(48, 80)]))).depth[0, 0] == 1
+    assert order == ["read", "read", "postprocess"]
+
+
 class Views(toy.Toy):
     """Several views at once, and what else comes in beside the pixels."""
 

@@ -14,6 +14,8 @@ EMITTERS: dict[str, type[Emitter]] = {
 REFUSED = {  # family → why, and what to do instead
     "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "
     "depth-anything-3-metric-large, whose metres need the focal length, or depth-anything-3-large-1.1",
+    "moge": "gives metres by a fit of the camera behind its network, which no package can hold: choose "
+    "depth-anything-v2-metric-indoor-small or depth-anything-v2-metric-outdoor-small",
 }
 
 
