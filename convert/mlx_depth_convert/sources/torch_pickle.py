@@ -18,6 +18,7 @@ import numpy as np
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.weights import first_bytes
+from mlx_depth.weights.config_values import MAX_INTEGER
 from mlx_depth.weights.first_bytes import cause, check_regular
 from mlx_depth.weights.rules import listed
 from mlx_depth_convert.sources import LazyTensor, Part, Source
@@ -30,6 +31,7 @@ LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 32 << 20  # bytes; that of a 500-tensor model takes about 100 kB, arrays beside it lie in it whole
 MAX_DEPTH = 6  # dicts and lists around the tensors
 SHOWN = 20  # keys beside the tensors that are told
+MAX_FACTS = 10_000  # values of a dict beside the tensors that is handed on
 
 
 def read(path: Path) -> Source:
@@ -101,17 +103,30 @@ def _facts(root: Any) -> dict[str, Any]:
     """The top-level dicts of plain values, such as the arguments of a model's class."""
     if type(root) is not dict:
         return {}
-    return {
-        name: value for name, value in root.items() if type(name) is str and type(value) is dict and _is_plain(value)
-    }
+    return {name: value for name, value in root.items() if type(name) is str and _is_plain_dict(value)}
 
 
-def _is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
-    if type(value) is dict:
-        return depth > 0 and all(type(name) is str and _is_plain(item, depth - 1) for name, item in value.items())
-    if type(value) in (list, tuple):
-        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
+def _is_plain_dict(value: Any) -> bool:
+    """Whether it holds no more than names and plain values, and few: a pickle may repeat its parts without end."""
+    waiting: list[Any] = [value] if type(value) is dict else []
+    found = len(waiting)
+    while waiting and found <= MAX_FACTS:
+        node = waiting.pop()
+        if type(node) is dict:
+            inner = [*node, *node.values()]
+        elif type(node) in (list, tuple):
+            inner = list(node)
+        elif _is_plain(node):
+            inner = []
+        else:
+            return False
+        found += len(inner)
+        waiting += inner
+    return 0 < found <= MAX_FACTS
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) <= MAX_INTEGER)
 
 
 def _beside(node: Mapping[Any, Any], way: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
