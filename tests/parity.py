@@ -1,7 +1,8 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
 Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1 and V2, the authors' package for Depth Anything 3. The demo's rows are its real weights on the photos of examples/.
+V1 and V2, the authors' packages for Depth Anything 3 and MoGe-2. The demo's rows are its real weights on the photos of
+examples/.
 """
 
 import sys
@@ -17,7 +18,11 @@ import mlx.core as mx
 import numpy as np
 import reference
 import reference_da3
+import reference_moge
+from mlx_depth_convert import convert
 from support import correlation, relative_error
+
+from mlx_depth.registry import find_model
 
 SEEDED = [
     ("V2 small", {}, (1, 518, 518)),
@@ -29,6 +34,7 @@ SEEDED = [
 ]
 
 
+MOGE_SIZE = (448, 616)
 SCENES = [(1, 336, 504), (2, 336, 504), (5, 196, 252)]
 OUTPUTS = {"depth": "depth", "confidence": "depth_conf", "extrinsics": "extrinsics", "intrinsics": "intrinsics"}
 
@@ -49,6 +55,7 @@ def main() -> None:
         pixel_values = np.array(demo.processor(mlx_depth.load_image(photo).pixels))
         print_row(f"demo, {photo.name}", upstream, demo, pixel_values, zeros=0.6)
     print_scenes()
+    print_moge()
 
 
 def print_scenes() -> None:
@@ -65,6 +72,27 @@ def print_scenes() -> None:
         }
         for name, (ours, theirs) in pairs.items():
             print_errors(f"DA3 small, {V} view{'s' * (V > 1)}: {name}", (H, W), np.array(ours), theirs)
+
+
+def print_moge() -> None:
+    config = find_model("moge-2-small").config
+    with tempfile.TemporaryDirectory() as folder:
+        out = convert(reference_moge.save(config, Path(folder) / "source"), Path(folder) / "out")
+        model = mlx_depth.load(out, dtype="float32")
+    photo = reference_moge.image(*MOGE_SIZE)
+    with reference_moge.torch.no_grad():
+        pixels = reference_moge.tensor(photo)[None]
+        expected = reference_moge.model(config)(pixels, num_tokens=MOGE_SIZE[0] * MOGE_SIZE[1] // 14**2)
+    found = model.infer(model.processor(photo, input_size=MOGE_SIZE))
+    for name, theirs in reference_moge.OUTPUTS.items():
+        values = expected[theirs].numpy()
+        if name == "points":
+            values = values * expected["metric_scale"].numpy()[:, None, None, None]
+        if name != "scale":  # one number
+            print_errors(f"MoGe-2 small: {name}", MOGE_SIZE, np.array(getattr(found, name)), values)
+    whole, result = reference_moge.infer(reference_moge.model(config), photo), model.predict(photo)
+    seen = result.mask & whole["mask"]
+    print_errors("MoGe-2 small, from a photo: metres", MOGE_SIZE, result.depth[seen], whole["depth"][seen])
 
 
 def print_row(name: str, upstream, model: mlx_depth.DepthModel, pixel_values: np.ndarray, *, zeros: float) -> None:
