@@ -20,6 +20,7 @@ import reference
 import reference_da3
 import reference_moge
 from mlx_depth_convert import convert
+from mlx_depth_convert.references.moge import exact_resizes
 from support import correlation, relative_error
 
 from mlx_depth.registry import find_model
@@ -34,7 +35,7 @@ SEEDED = [
 ]
 
 
-MOGE_SIZE = (448, 616)
+MOGE_SIZE = (224, 308)
 SCENES = [(1, 336, 504), (2, 336, 504), (5, 196, 252)]
 OUTPUTS = {"depth": "depth", "confidence": "depth_conf", "extrinsics": "extrinsics", "intrinsics": "intrinsics"}
 
@@ -79,10 +80,10 @@ def print_moge() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = convert(reference_moge.save(config, Path(folder) / "source"), Path(folder) / "out")
         model = mlx_depth.load(out, dtype="float32")
-    photo = reference_moge.image(*MOGE_SIZE)
-    with reference_moge.torch.no_grad():
+    photo, patches = reference_moge.image(*MOGE_SIZE), MOGE_SIZE[0] * MOGE_SIZE[1] // 14**2
+    with reference_moge.torch.no_grad(), exact_resizes():
         pixels = reference_moge.tensor(photo)[None]
-        expected = reference_moge.model(config)(pixels, num_tokens=MOGE_SIZE[0] * MOGE_SIZE[1] // 14**2)
+        expected = reference_moge.model(config)(pixels, num_tokens=patches)
     found = model.infer(model.processor(photo, input_size=MOGE_SIZE))
     for name, theirs in reference_moge.OUTPUTS.items():
         values = expected[theirs].numpy()
@@ -90,7 +91,8 @@ def print_moge() -> None:
             values = values * expected["metric_scale"].numpy()[:, None, None, None]
         if name != "scale":  # one number
             print_errors(f"MoGe-2 small: {name}", MOGE_SIZE, np.array(getattr(found, name)), values)
-    whole, result = reference_moge.infer(reference_moge.model(config), photo), model.predict(photo)
+    whole = reference_moge.infer(reference_moge.model(config), photo, num_tokens=patches)
+    result = model.predict(photo, input_size=MOGE_SIZE)
     seen = result.mask & whole["mask"]
     print_errors("MoGe-2 small, from a photo: metres", MOGE_SIZE, result.depth[seen], whole["depth"][seen])
 

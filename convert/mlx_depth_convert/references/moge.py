@@ -1,8 +1,10 @@
 """MoGe-2 in its authors' package, as PyPI has it: dlr-moge, with dlr-utils3d."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
@@ -97,7 +99,8 @@ def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
     raw: dict[str, Any] = {}
     handles = [_keep(getattr(network, theirs), f"raw {name}", raw) for name, theirs in _present(network).items()]
     try:
-        found = network(image, num_tokens=(H // patch) * (W // patch))
+        with exact_resizes():
+            found = network(image, num_tokens=(H // patch) * (W // patch))
     finally:
         for handle in handles:
             handle.remove()
@@ -105,6 +108,25 @@ def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
     normals = {"normals": found["normal"]} if "normal" in found else {}
     facts = {"points": points, "depth": points[..., 2], "mask": found["mask"], "scale": found["metric_scale"]}
     return {**facts, **normals, **raw}
+
+
+@contextmanager
+def exact_resizes() -> Iterator[None]:
+    """Let upstream resize its maps in float64 inside the block.
+
+    In float32 torch rounds the coordinates, too: 1e-4 on maps of random weights, and more where normals become 1 long.
+    """
+    v2 = _module("v2")
+    plain = v2.F
+
+    def interpolate(maps: Any, size: tuple[int, int], **options: Any) -> Any:
+        return plain.interpolate(maps.double(), size, **options).to(maps.dtype)
+
+    v2.F = SimpleNamespace(interpolate=interpolate, normalize=plain.normalize)
+    try:
+        yield
+    finally:
+        v2.F = plain
 
 
 def _present(network: Any) -> Mapping[str, str]:
