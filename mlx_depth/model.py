@@ -83,10 +83,12 @@ class DepthModel:
             prompt: A coarse map of distances in the photo, ``(h, w)``, such as a phone's LiDAR gives, for models that
                 take one: a 16-bit PNG, .npy, .npz, .tiff, .pfm, .exr, array or PIL image; see ``load_prompt``.
             prompt_unit: ``"m"`` or ``"mm"``; None: millimetres for whole numbers, metres for floats.
-            input_size: Short side in network pixels, or an exact ``(height, width)`` in multiples of 14; None: the
-                model's own. Larger shows finer detail, slower.
+            input_size: Short side in network pixels (for Depth Anything 3 the long one, for MoGe that of a square of
+                equal area), or an exact ``(height, width)`` in multiples of the patch size; None: the model's own.
+                Larger shows finer detail, slower.
             background: RGB, 0..255, under transparent pixels; None: white.
-            focal_length_px: Focal length in pixels of the photo, for models whose metres need it; None: from EXIF.
+            focal_length_px: Focal length in pixels of the photo, where it is known: for models whose metres need it
+                (None: from EXIF) and for those that else estimate it (None: they do).
         Returns:
             Depth at the original size, float32, with its kind and unit.
         Raises:
@@ -338,30 +340,33 @@ class DepthModel:
         conditions = [{} if shot.prompt is None else {PROMPT: shot.prompt} for shot in shots]
         size = self.processor.network_size(images[0].info.size, input_size)
         photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
+        photos = [
+            Photo(image.info.size, size, image.info.focal_length_px, image.info.focal_length_given) for image in images
+        ]
         with cores_for(size):
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
+            limit = photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype)
             if self.network.takes == "views":
                 outputs = self._forward(pixel_values[:, None]).first_view()  # scenes of one view
             else:
-                outputs = self._forward(pixel_values, _stacked(conditions))
-            grown = [self._grown(outputs, index, image, size) for index, image in enumerate(images)]
+                given = {**_stacked(conditions), **self.family.photo_conditions(photos)}
+                outputs = self._forward(pixel_values, given)
+            evaluate(self.family.read_first(outputs), limit)
+            grown = [self._grown(outputs, index, image, photos[index]) for index, image in enumerate(images)]
             arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
-            evaluate(arrays, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
+            evaluate(arrays, limit)
         return [
             each if isinstance(each, ImageError) else self._result(image, each, size, self.spec.config.meaning(given))
             for image, each, given in zip(images, grown, conditions, strict=True)
         ]
 
-    def _grown(self, outputs: DepthOutputs, index: int, image: LoadedImage, size: Size) -> PhotoOutputs | ImageError:
+    def _grown(self, outputs: DepthOutputs, index: int, image: LoadedImage, photo: Photo) -> PhotoOutputs | ImageError:
         """One image's outputs at the photo's size, as its family has it."""
-        info = image.info
         one = DepthOutputs(**tree_map(lambda array: array[index : index + 1], outputs.present()))
         try:
-            return self.family.postprocess(
-                self.spec.config, one, self.processor, Photo(info.size, size, info.focal_length_px)
-            )
+            return self.family.postprocess(self.spec.config, one, self.processor, photo)
         except ImageError as error:
-            return ImageError(f"{info.source}: {error}")
+            return ImageError(f"{image.info.source}: {error}")
 
     def _result(
         self, image: LoadedImage, outputs: PhotoOutputs, size: Size, meaning: Meaning

@@ -16,8 +16,8 @@ from mlx_depth.nn.resize_opencv import resize_opencv
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink"]
-Resample = Literal["opencv", "pillow", "opencv_area", "area"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink", "area"]
+Resample = Literal["opencv", "pillow", "opencv_area", "area", "antialias"]
 DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
@@ -45,7 +45,8 @@ class Processor:
     (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``; ``fixed`` stretches
     every image to a square of that side, the only one that the network takes. ``long_side`` and ``short_side`` go in
     two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger. ``shrink``
-    makes the long side ``input_size`` at most, enlarges nothing, and rounds down."""
+    makes the long side ``input_size`` at most, enlarges nothing, and rounds down. ``area``: the image gets about as
+    many patches as a square of that side has."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -57,7 +58,8 @@ class Processor:
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
     (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
     rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area. ``area``: the mean over
-    the area of float pixels where no side grows, else as ``opencv``."""
+    the area of float pixels where no side grows, else as ``opencv``. ``antialias``: torch's bilinear filter on float
+    pixels, widened where a side shrinks."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -148,6 +150,8 @@ class Processor:
                 pixels = resize_pillow(pixels, size)
             elif self.resample == "area" and size[0] <= pixels.shape[1] and size[1] <= pixels.shape[2]:
                 pixels = resize(pixels, size, method="opencv_area")
+            elif self.resample == "antialias":
+                pixels = resize(pixels, size, method="bilinear", antialias=True)
             else:
                 pixels = resize(pixels, size, method="opencv_cubic")
         return pixels
@@ -169,11 +173,19 @@ class Processor:
     def _scaled_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
         if target < self.multiple_of:
             raise OptionError(f"input_size {target} is below one patch: give at least {self.multiple_of} pixels.")
+        if self.policy == "area":
+            return self._size_of_area(image_size, target)
         sides = self._exact_sides(image_size, target)
         if self.policy in _TWO_STEPS:
             sides = self._bounded_size(image_size, target)
         height, width = (self._round_side(side, target) for side in sides)
         return height, width
+
+    def _size_of_area(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
+        """MoGe's ``forward``, whose ``num_tokens`` are the patches of the square."""
+        patches, aspect = (target / self.multiple_of) ** 2, image_size[1] / image_size[0]
+        rows, columns = round((patches / aspect) ** 0.5), round((patches * aspect) ** 0.5)
+        return max(rows, 1) * self.multiple_of, max(columns, 1) * self.multiple_of
 
     def _bounded_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
         """The size after the first of two steps."""

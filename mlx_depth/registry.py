@@ -11,6 +11,8 @@ from mlx_depth.models.anydepth.network import anydepth_config
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
+from mlx_depth.models.moge.family import PROCESSOR as MOGE
+from mlx_depth.models.moge.network import moge_config
 from mlx_depth.models.prompt_depth_anything.family import PROCESSOR as PROMPT_DEPTH_ANYTHING
 from mlx_depth.models.prompt_depth_anything.network import prompt_depth_anything_config
 from mlx_depth.processor import Processor
@@ -386,6 +388,36 @@ _MODELS = (
         hub_id="xingyang1/Distill-Any-Depth-Large-hf",
         parameters=335_315_649,
     ),
+    ModelSpec(
+        "moge-2-small",
+        "moge",
+        moge_config("small"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vits-normal",
+        parameters=35_103_656,
+        aliases=("moge2-small", "moge-2-vits-normal"),
+    ),
+    ModelSpec(
+        "moge-2-base",
+        "moge",
+        moge_config("base"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vitb-normal",
+        parameters=104_743_592,
+        aliases=("moge2-base", "moge-2-vitb-normal"),
+    ),
+    ModelSpec(
+        "moge-2-large",
+        "moge",
+        moge_config("large"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vitl-normal",
+        parameters=330_901_544,
+        aliases=("moge2-large", "moge-2-vitl-normal"),
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -398,7 +430,6 @@ NOT_YET = {
     "dpt": "DPT",
     "midas": "MiDaS",
     "metric3d": "Metric3D",
-    "moge": "MoGe",
     "sharp": "SHARP",
     "unidepth": "UniDepth",
     "vda": "Video Depth Anything",

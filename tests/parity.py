@@ -1,8 +1,8 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
 Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1, V2 and Prompt Depth Anything, the authors' package for Depth Anything 3, what AnyDepth's own decoder gave on
-transformers' DINOv3. The demo's rows are its real weights on the photos of examples/.
+V1, V2 and Prompt Depth Anything, the authors' packages for Depth Anything 3 and MoGe-2, what AnyDepth's own decoder
+gave on transformers' DINOv3. The demo's rows are its real weights on the photos of examples/.
 """
 
 import sys
@@ -19,8 +19,13 @@ import mlx.core as mx
 import numpy as np
 import reference
 import reference_da3
+import reference_moge
 import reference_prompt
+from mlx_depth_convert import convert
+from mlx_depth_convert.references.moge import exact_resizes
 from support import correlation, relative_error
+
+from mlx_depth.registry import find_model
 
 SEEDED = [
     ("V2 small", {}, (1, 518, 518)),
@@ -32,6 +37,7 @@ SEEDED = [
 ]
 
 
+MOGE_SIZE = (224, 308)
 SCENES = [(1, 336, 504), (2, 336, 504), (5, 196, 252)]
 OUTPUTS = {"depth": "depth", "confidence": "depth_conf", "extrinsics": "extrinsics", "intrinsics": "intrinsics"}
 
@@ -54,6 +60,7 @@ def main() -> None:
     print_prompts()
     print_scenes()
     print_anydepth()
+    print_moge()
 
 
 def print_prompts() -> None:
@@ -92,6 +99,28 @@ def print_anydepth() -> None:
     pixel_values = anydepth.pixels("small")
     found = np.array(model.infer(mx.array(pixel_values)).depth)[:, ::4, ::4]
     print_errors("AnyDepth small", pixel_values.shape[1:3], found, np.load(anydepth.GOLDEN)["small"])
+
+
+def print_moge() -> None:
+    config = find_model("moge-2-small").config
+    with tempfile.TemporaryDirectory() as folder:
+        out = convert(reference_moge.save(config, Path(folder) / "source"), Path(folder) / "out")
+        model = mlx_depth.load(out, dtype="float32")
+    photo, patches = reference_moge.image(*MOGE_SIZE), MOGE_SIZE[0] * MOGE_SIZE[1] // 14**2
+    with reference_moge.torch.no_grad(), exact_resizes():
+        pixels = reference_moge.tensor(photo)[None]
+        expected = reference_moge.model(config)(pixels, num_tokens=patches)
+    found = model.infer(model.processor(photo, input_size=MOGE_SIZE))
+    for name, theirs in reference_moge.OUTPUTS.items():
+        values = expected[theirs].numpy()
+        if name == "points":
+            values = values * expected["metric_scale"].numpy()[:, None, None, None]
+        if name != "scale":  # one number
+            print_errors(f"MoGe-2 small: {name}", MOGE_SIZE, np.array(getattr(found, name)), values)
+    whole = reference_moge.infer(reference_moge.model(config), photo, num_tokens=patches)
+    result = model.predict(photo, input_size=MOGE_SIZE)
+    seen = result.mask & whole["mask"]
+    print_errors("MoGe-2 small, from a photo: metres", MOGE_SIZE, result.depth[seen], whole["depth"][seen])
 
 
 def print_row(name: str, upstream, model: mlx_depth.DepthModel, pixel_values: np.ndarray, *, zeros: float) -> None:

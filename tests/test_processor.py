@@ -288,6 +288,38 @@ def test_a_line_is_no_photo_for_the_short_side():
         DEPTH_ANYTHING_3["lower_bound_resize"].network_size((1, 5000))
 
 
+AREA = Processor(input_size=840, policy="area", resample="antialias")
+
+
+@pytest.mark.parametrize(
+    ("size", "input_size", "expected"),
+    [
+        ((1080, 1920), None, (630, 1120)),  # 45 × 80 patches
+        ((3000, 4000), None, (728, 966)),  # 52 × 69
+        ((512, 512), None, (840, 840)),
+        ((512, 512), 485, (490, 490)),  # 1200 patches: 35 × 35
+        ((10, 20000), None, (14, 37562)),  # 1.3 × 2683 patches
+        ((512, 512), (14, 28), (14, 28)),
+    ],
+)
+def test_the_area_decides(size, input_size, expected):
+    assert AREA.network_size(size, input_size) == expected
+
+
+@pytest.mark.parametrize(("size", "input_size"), [((211, 320), 140), ((60, 45), 140), ((300, 900), (98, 98))])
+def test_pixel_values_equal_torch_s_antialias(size, input_size):
+    """MoGe's: ``F.interpolate(image, …, mode="bilinear", antialias=True)`` of 0..1, then ImageNet's normalization."""
+    torch = require("reference", "torch")
+    image = photo(size)
+    found = np.array(AREA(image, input_size=input_size))
+    pixels = torch.tensor(image / 255, dtype=torch.float32).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, found.shape[1:3], mode="bilinear", antialias=True)
+    expected = (resized.permute(0, 2, 3, 1).numpy() - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    assert relative_error(found, expected) <= GATE
+    cubic = np.array(dataclasses.replace(AREA, resample="opencv")(image, input_size=input_size))
+    assert relative_error(cubic, expected) > 0.01  # another filter would be seen
+
+
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])
 def test_only_rgb_bytes_are_taken(image):
     with pytest.raises(OptionError, match="load_image"):

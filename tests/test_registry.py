@@ -19,6 +19,7 @@ def test_every_promised_entry_is_there():
     expected |= {f"anydepth-{size}" for size in sizes}
     expected |= {f"prompt-depth-anything-{size}" for size in ("small", "small-transparent", "large")}
     expected |= {f"distill-any-depth-{size}" for size in sizes}
+    expected |= {f"moge-2-{size}" for size in sizes}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
@@ -50,6 +51,7 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
+        ("moge-2-large", "MIT", True),
         ("mlx-depth-demo", "Apache-2.0", True),
         ("prompt-depth-anything-large", "Apache-2.0", True),
         ("distill-any-depth-small", "MIT AND Apache-2.0", True),
@@ -84,6 +86,7 @@ def test_v1_taps_the_last_four_layers():
         ("da3_mono_large", "depth-anything-3-mono-large"),
         ("promptda-small", "prompt-depth-anything-small"),
         ("prompt-depth-anything-vitl", "prompt-depth-anything-large"),
+        ("moge-2-vitl-normal", "moge-2-large"),
     ],
 )
 def test_aliases_lead_to_the_model(alias, name):

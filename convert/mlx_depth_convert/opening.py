@@ -168,7 +168,7 @@ def _model(
     names = {part: list(content.tensors) for part, content in source.parts.items()}
     found = find_model(names, owns, where=path, key=key, prefix=prefix)
     content = source.parts[found.key]
-    if said := describe(found, path, content.beside):
+    if said := describe(found, path, [name for name in content.beside if name not in source.metadata]):
         warnings.warn(said, stacklevel=4)
     return {own: content.tensors[name] for own, name in found.names.items()}
 

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_depth.errors import CheckpointError
 from mlx_depth.nn import ops
 from mlx_depth.nn.activations import relu
-from mlx_depth.nn.conv import Conv2d, ConvTranspose2d
+from mlx_depth.nn.conv import Conv2d, ConvTranspose2d, EdgeConv2d
 from mlx_depth.nn.resize import resize, resize_rows
 from mlx_depth.weights.config_values import check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule
@@ -73,12 +73,14 @@ class Reassemble(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """Two pre-activated 3×3 convolutions with a residual connection."""
+    """Two pre-activated 3×3 convolutions with a residual connection; beyond the border are zeros, or edge pixels."""
 
-    def __init__(self, features: int):
+    def __init__(self, features: int, *, edge: bool = False):
         super().__init__()
-        self.conv1 = Conv2d(features, features, kernel_size=3, padding=1)
-        self.conv2 = Conv2d(features, features, kernel_size=3, padding=1)
+        self.conv1, self.conv2 = (
+            EdgeConv2d(features, features) if edge else Conv2d(features, features, kernel_size=3, padding=1)
+            for _ in range(2)
+        )
 
     def __call__(self, x: mx.array) -> mx.array:
         return x + self.conv2(relu(self.conv1(relu(x))))

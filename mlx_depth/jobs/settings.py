@@ -38,6 +38,8 @@ class Settings:
             raise OptionError(f"a focal length of {self.focal_length_px} is none: give pixels of the photo, above 0.")
         if "exr" in self.formats and importlib.util.find_spec("OpenEXR") is None:
             raise OptionError("OpenEXR is missing, which .exr files need: pip install 'mlx-depth[exr]'.")
+        if "mesh" in self.formats and importlib.util.find_spec("trimesh") is None:
+            raise OptionError("trimesh is missing, which .glb files need: pip install 'mlx-depth[scene]'.")
 
     def facts(self) -> dict[str, Any]:
         """All but the formats, as JSON gives them back."""

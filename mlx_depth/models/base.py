@@ -3,7 +3,7 @@
 Photo → ``Processor`` → ``pixel_values`` → ``DepthNetwork`` → ``DepthOutputs`` → ``Family.postprocess`` → result.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,6 +21,8 @@ Size = tuple[int, int]
 Shapes = Mapping[str, tuple[int, ...]]
 Takes = Literal["image", "views", "video"]
 PROMPT = "prompt_depth"  # the condition that is a depth prompt: (B, h, w), metres
+VALID = 0.5  # above it a mask says that the depth is valid
+_LEAST_LENGTH = 1e-12  # torch's, in ``functional.normalize``
 _AXES: dict[Takes, str] = {"image": "(B, H, W, 3)", "views": "(B, V, H, W, 3)", "video": "(B, T, H, W, 3)"}
 
 
@@ -56,6 +58,8 @@ class DepthOutputs(NamedTuple):
     """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
     gaussians: Mapping[str, mx.array] | None = None
     """3D Gaussians, by name of their property."""
+    raw: Mapping[str, mx.array] | None = None
+    """Of what other outputs are made, for a ``postprocess`` that makes them at the photo's size instead."""
     state: Mapping[str, mx.array] | None = None
     """What a network of clips wants back at its next call, as ``state=``."""
 
@@ -209,6 +213,7 @@ class Photo:
     size: Size  # (height, width) of the original
     input_size: Size  # (height, width) that the network saw
     focal_length_px: float | None = None  # in pixels of the original, from EXIF or the caller
+    focal_length_given: bool = False  # by the caller, who knows; EXIF's is rounded, and stays when a photo is cropped
 
 
 class PhotoOutputs(NamedTuple):
@@ -217,6 +222,8 @@ class PhotoOutputs(NamedTuple):
     depth: mx.array  # (H, W)
     confidence: mx.array | None = None  # (H, W)
     sky: mx.array | None = None  # (H, W)
+    mask: mx.array | None = None  # (H, W), bool: where the depth is valid; elsewhere it is infinite
+    normals: mx.array | None = None  # (H, W, 3), unit vectors in camera axes; 0 where the mask is False
     intrinsics: mx.array | None = None  # (3, 3), in pixels of the photo
     extrinsics: mx.array | None = None  # (3, 4)
 
@@ -226,11 +233,11 @@ class PhotoOutputs(NamedTuple):
 
 
 def to_photo(outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
-    """The usual ``postprocess``: maps back to the photo's size, intrinsics to its pixels.
+    """The usual ``postprocess``: maps back to the photo's size, intrinsics to its pixels, no depth outside the mask.
 
     Args:
         outputs: Of one image, B = 1.
-        processor: Says how depth is resized; confidence and sky are resized bilinearly.
+        processor: Says how depth is resized; confidence, sky, mask and normals are resized bilinearly.
         photo: Size of the photo, and of the network's input.
     Returns:
         The outputs at the photo's size, float32.
@@ -245,13 +252,28 @@ def to_photo(outputs: DepthOutputs, processor: Processor, photo: Photo) -> Photo
     def grown(x: mx.array | None) -> mx.array | None:
         return None if x is None else resize(x.astype(mx.float32)[..., None], photo.size, align_corners=True)[0, ..., 0]
 
+    share = grown(outputs.mask)
+    mask = None if share is None else share > VALID
+    normals = outputs.normals
+    if normals is not None:
+        normals = resize(normals.astype(mx.float32), photo.size, align_corners=True)[0]
+    depth = resize_depth(outputs.depth, photo.size, method=processor.restore)[0]
     return PhotoOutputs(
-        depth=resize_depth(outputs.depth, photo.size, method=processor.restore)[0],
+        depth=depth if mask is None else mx.where(mask, depth, mx.inf),
         confidence=grown(outputs.confidence),
         sky=grown(outputs.sky),
+        mask=mask,
+        normals=None if normals is None else unit_vectors(normals, mask),
         intrinsics=None if outputs.intrinsics is None else photo_intrinsics(outputs.intrinsics[0], photo),
         extrinsics=None if outputs.extrinsics is None else outputs.extrinsics[0].astype(mx.float32),
     )
+
+
+def unit_vectors(x: mx.array, mask: mx.array | None = None) -> mx.array:
+    """Vectors ``(…, 3)`` of length 1, float32; 0 stays 0, and so becomes what lies outside a mask ``(…)``."""
+    x = x.astype(mx.float32)
+    x = x / mx.maximum(mx.sqrt((x * x).sum(axis=-1, keepdims=True)), _LEAST_LENGTH)
+    return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
 
 def photo_intrinsics(intrinsics: mx.array, photo: Photo) -> mx.array:
@@ -288,6 +310,8 @@ class Family:
     postprocess: Callable[[Any, DepthOutputs, Processor, Photo], PhotoOutputs] = (  # the config comes first
         lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
     )
+    photo_conditions: Callable[[Sequence[Photo]], Mapping[str, mx.array]] = lambda photos: {}  # what it is told of them
+    read_first: Callable[[DepthOutputs], Any] = nothing  # outputs whose numbers postprocess looks at: evaluated before
     with_cameras: Callable[[Any, DepthOutputs], DepthOutputs] = lambda config, outputs: outputs  # what hangs on cameras
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)

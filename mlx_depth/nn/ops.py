@@ -32,6 +32,7 @@ _FUSED_ON_METAL = (64, 80, 128)  # channels of a head for which Metal has such a
 
 _POINTWISE = ((1, 1), (1, 1), (0, 0), 1, 1)  # size, stride, padding, dilation, groups
 _SAME_3X3 = ((3, 3), (1, 1), (1, 1), 1, 1)
+_INSIDE_3X3 = ((3, 3), (1, 1), (0, 0), 1, 1)
 
 
 def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) -> mx.array:
@@ -77,10 +78,10 @@ def conv2d(layer: nn.Conv2d, x: mx.array) -> mx.array:
         ``(B, height, width, D)``.
     """
     geometry = (layer.weight.shape[1:3], layer.stride, layer.padding, layer.dilation, layer.groups)
-    if _has_kernels(x) and geometry in (_POINTWISE, _SAME_3X3):
-        convolve = kernels.conv_1x1 if geometry == _POINTWISE else kernels.conv_3x3
+    if _has_kernels(x) and geometry in (_POINTWISE, _SAME_3X3, _INSIDE_3X3):
+        routes = {_POINTWISE: kernels.conv_1x1, _SAME_3X3: kernels.conv_3x3, _INSIDE_3X3: kernels.conv_3x3_inside}
         bias = layer.bias if "bias" in layer else mx.zeros(layer.weight.shape[:1])
-        return convolve(x, layer.weight, bias)
+        return routes[geometry](x, layer.weight, bias)
     return nn.Conv2d.__call__(layer, x)
 
 

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.backbones.dinov3 import DINOv3Config
+from mlx_depth.heads.conv_stack import ConvStackConfig
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.heads.sdt import SDTConfig
@@ -28,6 +29,7 @@ from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3NestedConfig,
 )
 from mlx_depth.models.families import FAMILIES
+from mlx_depth.models.moge.network import MoGeConfig
 from mlx_depth.models.prompt_depth_anything.network import PromptDepthAnythingConfig
 from mlx_depth.nn import ops
 
@@ -38,6 +40,7 @@ _ANY_VIEW = DepthAnything3Config(
     DualDPTConfig(in_dim=64, features=16, out_channels=(8, 16, 24, 32)),
     gaussians=True,
 )
+_STACK = ConvStackConfig((16, 12, 8, 8, 8), (0, 1, 0, 1, 0))
 _MONO = DepthAnything3MonoConfig(_PLAIN, dataclasses.replace(_DPT, activation="exp"), metric=True)
 TINY: dict[str, NetworkConfig] = {
     "depth_anything": DepthAnythingConfig(_PLAIN, _DPT),
@@ -46,9 +49,15 @@ TINY: dict[str, NetworkConfig] = {
     "depth_anything_3_nested": DepthAnything3NestedConfig(_ANY_VIEW, _MONO),
     "anydepth": AnyDepthConfig(DINOv3Config(32, 4, 2, 64, (0, 1, 2, 3)), SDTConfig(32, features=16)),
     "prompt_depth_anything": PromptDepthAnythingConfig(_PLAIN, dataclasses.replace(_DPT, activation="sigmoid")),
+    "moge": MoGeConfig(_PLAIN, _STACK, _STACK, normals=True),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"image": {}, "views": {"gaussians": True}, "video": {}}
-SHAPES_OF_CONDITIONS = {"extrinsics": (3, 4), "intrinsics": (3, 3), "prompt_depth": (19, 25)}
+SHAPES_OF_CONDITIONS: dict[str, tuple[int, ...]] = {
+    "extrinsics": (3, 4),
+    "intrinsics": (3, 3),
+    "prompt_depth": (19, 25),
+    "aspect": (),
+}
 LEADING_AXES = {"image": (2,), "views": (1, 3), "video": (1, 4)}
 # MLX's decompositions run on the CPU alone: ``mx.linalg`` refuses them a GPU's stream.
 WITHOUT_GPU_KERNEL = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}

@@ -18,6 +18,8 @@ REFUSED = {  # family → why, and what to do instead
     "depth-anything-3-metric-large, whose metres need the focal length, or depth-anything-3-large-1.1",
     "prompt_depth_anything": "takes distances beside the photo, for which a package has no input yet: choose "
     "depth-anything-v2-metric-indoor-small",
+    "moge": "gives metres by a fit of the camera behind its network, which no package can hold: choose "
+    "depth-anything-v2-metric-indoor-small or depth-anything-v2-metric-outdoor-small",
 }
 
 
