@@ -81,7 +81,8 @@ class DepthModel:
         Args:
             image: Path, URL, bytes, binary file, PIL image, numpy or MLX array; see ``load_image``.
             prompt: A coarse map of distances in the photo, ``(h, w)``, such as a phone's LiDAR gives, for models that
-                take one: a 16-bit PNG, .npy, .npz, .tiff, .pfm, .exr, array or PIL image; see ``load_prompt``.
+                take one: a 16-bit PNG, .npy, .npz, .tiff, .pfm, .exr, array or PIL image; see
+                ``io.prompt.load_prompt``. Without one their depth is relative.
             prompt_unit: ``"m"`` or ``"mm"``; None: millimetres for whole numbers, metres for floats.
             input_size: Short side in network pixels (for Depth Anything 3 the long one, for MoGe that of a square of
                 equal area), or an exact ``(height, width)`` in multiples of the patch size; None: the model's own.

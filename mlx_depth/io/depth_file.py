@@ -107,6 +107,8 @@ def _of_pfm(data: bytes) -> StoredMap:
     if kind.strip() != b"Pf":
         raise ImageError("no gray PFM: give one that begins with Pf.")
     width, height = map(int, size.split())
+    if width < 1 or height < 1:
+        raise ImageError(f"a PFM of {width} × {height} pixels: export it again.")
     order = "<" if float(scale) < 0 else ">"
     return StoredMap(np.frombuffer(pixels, f"{order}f4", width * height).reshape(height, width)[::-1])
 

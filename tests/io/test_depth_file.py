@@ -73,6 +73,8 @@ def bad(folder: Path, name: str) -> Path:
         np.save(file, np.array([{}], object), allow_pickle=True)
     elif name == "color.pfm":
         file.write_bytes(b"PF\n1 1\n-1.0\n" + bytes(12))
+    elif name == "negative.pfm":
+        file.write_bytes(b"Pf\n-1 1\n-1.0\n" + bytes(12))
     elif name == "short.pfm":
         file.write_bytes(b"Pf\n7 5\n-1.0\n" + bytes(12))
     elif name != "missing.png":
@@ -88,6 +90,7 @@ def bad(folder: Path, name: str) -> Path:
         ("several.npz", r"several\.npz: none of its arrays is called depth \(left, right\)"),
         ("objects.npy", r"objects\.npy cannot be read as depth"),
         ("color.pfm", r"color\.pfm: no gray PFM"),
+        ("negative.pfm", r"negative\.pfm: a PFM of -1 × 1 pixels"),
         ("short.pfm", r"short\.pfm cannot be read as depth"),
         ("text.png", r"text\.png cannot be read as depth"),
         ("text.npz", r"text\.npz cannot be read as depth"),
