@@ -1,7 +1,7 @@
 """A model in memory: from images to results, walking the whole line once."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 from mlx_depth.errors import ImageError, OptionError
 from mlx_depth.io.find import are_many, find_photos
 from mlx_depth.io.image import ImageSource, LoadedImage, load_image, with_focal_length
-from mlx_depth.models.base import DepthNetwork, DepthOutputs, Family, Photo, PhotoOutputs
+from mlx_depth.models.base import DepthNetwork, DepthOutputs, Family, Photo, PhotoOutputs, Size
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.multiview import Facts, PoseFrom, needed, prepare_views, scene_of, with_ray_cameras
 from mlx_depth.processor import InputSize, Processor
@@ -22,12 +22,14 @@ from mlx_depth.registry import ModelSpec
 from mlx_depth.result import Camera, DepthResult
 from mlx_depth.runtime.forward import Forward, cores_for, evaluate, forward_of, warn_slow, working_bytes
 from mlx_depth.runtime.process import check_fork, computing
-from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, Size, stream
+from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, stream
 from mlx_depth.scene import SceneResult
 from mlx_depth.sequence import predict_windows
 from mlx_depth.weights.safetensors_io import dtype_name
 
 Color = tuple[int, int, int]
+Options = tuple[tuple[str, Any], ...]  # of the network, by name
+Terms = tuple[Size, Options]
 PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
 
 
@@ -239,12 +241,10 @@ class DepthModel:
         views = prepare_views(
             images, self.processor, input_size=input_size, extrinsics=extrinsics, intrinsics=intrinsics, size=size
         )
-        key = tuple(options.values())
-        if key not in self._forwards:
-            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        forward = self._forward_with(options)
         limit = working_bytes(self.network, views.pixel_values.shape, self.dtype)
         with cores_for(views.size):
-            outputs = self._forwards[key](views.pixel_values, views.conditions())
+            outputs = forward(views.pixel_values, views.conditions())
             evaluate(needed(outputs, pose_from), limit)
             if pose_from == "rays":
                 outputs = with_ray_cameras(outputs, views.size, self.spec.config, self.family)
@@ -271,17 +271,19 @@ class DepthModel:
     @computing
     def _infer(self, pixel_values: mx.array) -> DepthOutputs:
         with cores_for(pixel_values.shape[-3:-1]):
-            outputs = self._forward(pixel_values)
+            outputs = self._forward_with({})(pixel_values)
             evaluate(outputs.present(), working_bytes(self.network, pixel_values.shape, self.dtype))
         return outputs
 
-    @functools.cached_property
-    def _forward(self) -> Forward:
-        return forward_of(self.network, self.dtype)
+    def _forward_with(self, options: Mapping[str, Any]) -> Forward:
+        """The network as it is run with some options, kept."""
+        key = tuple(options.items())
+        if key not in self._forwards:
+            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        return self._forwards[key]
 
     @functools.cached_property
-    def _forwards(self) -> dict[tuple[Any, ...], Forward]:
-        """Those with options of the network, by the options' values."""
+    def _forwards(self) -> dict[Options, Forward]:
         return {}
 
     def check_input_size(self, input_size: InputSize | None) -> None:
@@ -289,9 +291,14 @@ class DepthModel:
         side = self.processor.input_size if input_size is None else input_size
         self.processor.network_size(side if isinstance(side, tuple) else (side, side), input_size)
 
-    def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> Size | ImageError:
+    def _terms(self, image: LoadedImage, input_size: InputSize | None) -> Terms:
+        """What images have in common that share a batch."""
+        size = self.processor.network_size(image.info.size, input_size)
+        return size, tuple(self.family.options(self.spec.config, _photo(image, size)).items())
+
+    def _terms_or_error(self, image: LoadedImage, input_size: InputSize | None) -> Terms | ImageError:
         try:
-            return self.processor.network_size(image.info.size, input_size)
+            return self._terms(image, input_size)
         except OptionError as error:
             return ImageError(f"{image.info.source}: {error}")
 
@@ -299,16 +306,17 @@ class DepthModel:
     def _predict_group(
         self, images: Sequence[LoadedImage], input_size: InputSize | None
     ) -> list[DepthResult | ImageError]:
-        """Images of one network size, one batch."""
+        """Images of equal ``_terms``, one batch."""
         warn_slow()
-        size = self.processor.network_size(images[0].info.size, input_size)
+        size, options = self._terms(images[0], input_size)
+        forward = self._forward_with(dict(options))
         photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
         with cores_for(size):
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
             if self.network.takes == "views":
-                outputs = self._forward(pixel_values[:, None]).first_view()  # scenes of one view
+                outputs = forward(pixel_values[:, None]).first_view()  # scenes of one view
             else:
-                outputs = self._forward(pixel_values)
+                outputs = forward(pixel_values)
             grown = [self._grown(outputs, index, image, size) for index, image in enumerate(images)]
             arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
             evaluate(arrays, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
@@ -322,9 +330,7 @@ class DepthModel:
         info = image.info
         one = DepthOutputs(**tree_map(lambda array: array[index : index + 1], outputs.present()))
         try:
-            return self.family.postprocess(
-                self.spec.config, one, self.processor, Photo(info.size, size, info.focal_length_px)
-            )
+            return self.family.postprocess(self.spec.config, one, self.processor, _photo(image, size))
         except ImageError as error:
             return ImageError(f"{info.source}: {error}")
 
@@ -381,12 +387,16 @@ def predict_stream(
         raise OptionError(f"batch_size is {batch_size!r:.40}: give 1 or more.")
     model = functools.cache(open_model)
     batches: Batches[DepthResult] = Batches(
-        lambda image: model()._size_or_error(image, input_size),
+        lambda image: model()._terms_or_error(image, input_size),
         lambda group: model()._predict_group(group, input_size),
         batch_size,
     )
     ahead = max(batch_size, DECODING_THREADS)
     return stream(batches, images, read=_reader(background, focal_length_px), ahead=ahead, on_error=on_error)
+
+
+def _photo(image: LoadedImage, size: Size) -> Photo:
+    return Photo(image.info.size, size, image.info.focal_length_px)
 
 
 def _reader(background: Color | None, focal_length_px: float | None) -> Callable[[ImageSource], LoadedImage]:

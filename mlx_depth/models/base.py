@@ -52,6 +52,8 @@ class DepthOutputs(NamedTuple):
     """``(B, H, W)``, of a second network that knows metres, for a camera whose focal length it names."""
     scale: mx.array | None = None
     """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
+    field_of_view: mx.array | None = None
+    """``(B,)``, of the photo from left to right, in degrees."""
     gaussians: Mapping[str, mx.array] | None = None
     """3D Gaussians, by name of their property."""
     state: Mapping[str, mx.array] | None = None
@@ -276,6 +278,9 @@ class Family:
         lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
     )
     with_cameras: Callable[[Any, DepthOutputs], DepthOutputs] = lambda config, outputs: outputs  # what hangs on cameras
+    options: Callable[[Any, Photo], Mapping[str, Any]] = (
+        lambda config, photo: {}
+    )  # of the network, hashable, for a photo
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data

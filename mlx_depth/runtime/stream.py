@@ -1,7 +1,7 @@
-"""Many images through one network: decoded ahead, grouped by size, handed out in order, in bounded memory."""
+"""Many images through one network: decoded ahead, grouped, handed out in order, in bounded memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
-WINDOW = 4  # batches' worth of images that may wait for others of their size
+WINDOW = 4  # batches' worth of images that may wait for others like them
 
-Size = tuple[int, int]
 T = TypeVar("T")
 _Read = Callable[[ImageSource], LoadedImage]
 _Decoded = tuple[ImageSource, LoadedImage | ImageError]
@@ -27,33 +26,33 @@ _TAKEN_AT_ONCE = (np.ndarray, bytearray, memoryview, mx.array)
 
 
 class Batches(Generic[T]):
-    """Images by network size, and their outcomes by number."""
+    """Images by what those of a batch have in common, and their outcomes by number."""
 
     def __init__(
         self,
-        size_of: Callable[[LoadedImage], Size | ImageError],
+        terms_of: Callable[[LoadedImage], Hashable | ImageError],
         run: Callable[[Sequence[LoadedImage]], Sequence[T | ImageError]],
         batch_size: int,
     ):
-        self._size_of = size_of
+        self._terms_of = terms_of
         self._run = run
         self._batch_size = batch_size
-        self._waiting: dict[Size, dict[int, tuple[ImageSource, LoadedImage]]] = {}
+        self._waiting: dict[Hashable, dict[int, tuple[ImageSource, LoadedImage]]] = {}
         self._done: dict[int, tuple[ImageSource, T | Exception]] = {}
         self._due = 0  # number of the next image to hand out
 
     def add(self, number: int, source: ImageSource, loaded: LoadedImage | ImageError) -> None:
         """Take one image; run a batch where one is full, or where the next outcome has waited long enough."""
-        size = loaded if isinstance(loaded, ImageError) else self._size_of(loaded)
-        if isinstance(size, ImageError):
-            self._done[number] = (source, size)
+        terms = loaded if isinstance(loaded, ImageError) else self._terms_of(loaded)
+        if isinstance(terms, ImageError):
+            self._done[number] = (source, terms)
         else:
-            group = self._waiting.setdefault(size, {})
+            group = self._waiting.setdefault(terms, {})
             group[number] = (source, cast(LoadedImage, loaded))
             if len(group) == self._batch_size:
-                self._compute(size)
+                self._compute(terms)
         if number - self._due >= WINDOW * self._batch_size and self._due not in self._done:
-            self._compute(next(size for size, group in self._waiting.items() if self._due in group))
+            self._compute(next(terms for terms, group in self._waiting.items() if self._due in group))
 
     def ready(self) -> Iterator[tuple[ImageSource, T | Exception]]:
         """Outcomes whose turn it is."""
@@ -67,8 +66,8 @@ class Batches(Generic[T]):
             self._compute(next(iter(self._waiting)))
             yield from self.ready()
 
-    def _compute(self, size: Size) -> None:
-        group = self._waiting.pop(size)
+    def _compute(self, terms: Hashable) -> None:
+        group = self._waiting.pop(terms)
         outcomes: Sequence[T | Exception]
         try:
             outcomes = self._run([loaded for _, loaded in group.values()])
