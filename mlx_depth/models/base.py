@@ -85,6 +85,11 @@ class DepthNetwork(nn.Module):
         raise NotImplementedError
 
     @property
+    def only_size(self) -> Size | None:
+        """The one ``(height, width)`` of input that it takes; None: any multiples of ``multiple_of``."""
+        return None
+
+    @property
     def everything(self) -> Mapping[str, Any]:
         """Options with which it computes all that it can, where some outputs are made on request alone."""
         return {}
@@ -119,6 +124,10 @@ class DepthNetwork(nn.Module):
         if len(shape) != axes.count(",") + 1 or shape[-1] != 3 or 0 in shape[:-3]:
             raise OptionError(f"pixel_values have shape {tuple(shape)}: pass {axes}, channels last")
         H, W = shape[-3:-1]
+        if self.only_size not in (None, (H, W)):
+            raise OptionError(
+                f"pixel_values are {H}×{W}: this network takes {self.only_size[0]}×{self.only_size[1]} alone"
+            )
         if not (H and W) or H % self.multiple_of or W % self.multiple_of:
             raise OptionError(f"pixel_values are {H}×{W}: make both sides multiples of {self.multiple_of}")
 

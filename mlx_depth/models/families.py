@@ -4,6 +4,14 @@ from mlx_depth.models.anydepth.family import FAMILY as ANYDEPTH
 from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3 import family as depth_anything_3
+from mlx_depth.models.depth_pro.family import FAMILY as DEPTH_PRO
 
-_FAMILIES = (DEPTH_ANYTHING, depth_anything_3.ANY_VIEW, depth_anything_3.MONO, depth_anything_3.NESTED, ANYDEPTH)
+_FAMILIES = (
+    DEPTH_ANYTHING,
+    depth_anything_3.ANY_VIEW,
+    depth_anything_3.MONO,
+    depth_anything_3.NESTED,
+    ANYDEPTH,
+    DEPTH_PRO,
+)
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
