@@ -162,7 +162,12 @@ def _add_bench(verbs: Any) -> None:
     add = verb.add_argument
     add("models", nargs="*", default=[DEFAULT_MODEL], metavar="MODEL", help=f"{_SOURCE} (default: {DEFAULT_MODEL})")
     add(
-        "--input-size", nargs="+", type=input_size, default=[518], metavar="N|HxW", help="network pixels (default: 518)"
+        "--input-size",
+        nargs="+",
+        type=input_size,
+        default=[None],
+        metavar="N|HxW",
+        help="network pixels (default: the model's own)",
     )
     add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images, or scenes, at once (default: 1)")
     add("--views", nargs="+", type=int, default=[1], metavar="N", help="images of a scene, for networks of several")
