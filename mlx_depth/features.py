@@ -120,6 +120,6 @@ def _config(path: Path, tensors: dict[str, mx.array]) -> DINOv3Config:
             f"{path} is no DINOv3 vision transformer, its config.json says model_type "
             f"{written.get('model_type')!r:.60}: name one, such as facebook/dinov3-vits16-pretrain-lvd1689m."
         )
-    config = dinov3.config_from_shapes(shapes) if written is None else dinov3.read_transformers_config(written)
+    config = dinov3.read_config(shapes, written)
     check_against_shapes(config, shapes, path)
     return config

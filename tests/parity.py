@@ -1,7 +1,8 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
 Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1 and V2, the authors' package for Depth Anything 3. The demo's rows are its real weights on the photos of examples/.
+V1 and V2, the authors' package for Depth Anything 3, what AnyDepth's own decoder gave on transformers' DINOv3.
+The demo's rows are its real weights on the photos of examples/.
 """
 
 import sys
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import mlx_depth  # first, so that an installed OpenBLAS is used
 
 # isort: split
+import anydepth
 import mlx.core as mx
 import numpy as np
 import reference
@@ -49,6 +51,7 @@ def main() -> None:
         pixel_values = np.array(demo.processor(mlx_depth.load_image(photo).pixels))
         print_row(f"demo, {photo.name}", upstream, demo, pixel_values, zeros=0.6)
     print_scenes()
+    print_anydepth()
 
 
 def print_scenes() -> None:
@@ -65,6 +68,15 @@ def print_scenes() -> None:
         }
         for name, (ours, theirs) in pairs.items():
             print_errors(f"DA3 small, {V} view{'s' * (V > 1)}: {name}", (H, W), np.array(ours), theirs)
+
+
+def print_anydepth() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = anydepth.save(anydepth.authors_state("small"), Path(folder) / "small")
+        model = mlx_depth.load(path, dtype="float32")
+    pixel_values = anydepth.pixels("small")
+    found = np.array(model.infer(mx.array(pixel_values)).depth)[:, ::4, ::4]
+    print_errors("AnyDepth small", pixel_values.shape[1:3], found, np.load(anydepth.GOLDEN)["small"])
 
 
 def print_row(name: str, upstream, model: mlx_depth.DepthModel, pixel_values: np.ndarray, *, zeros: float) -> None:

@@ -30,12 +30,34 @@ def test_python_blocks_run_in_order(tmp_path):
     assert (tmp_path / "depth.png").exists()
 
 
+def block_with(call):
+    """The one block for which a network would have to be downloaded and that makes this call."""
+    (block,) = (block for block in re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL) if call in block)
+    return block
+
+
+def test_the_block_of_features_runs(tmp_path):
+    """With a tiny backbone for the one that would be downloaded."""
+    require("reference", "torch")
+    import anydepth
+
+    folder = anydepth.save(anydepth.backbone_state("tiny"), tmp_path / "dinov3", anydepth.backbone_config("tiny"))
+    block = block_with("load_backbone")
+    assert len(block.strip().splitlines()) == 5
+    code = block.replace('"facebook/dinov3-vits16-pretrain-lvd1689m"', repr(str(folder)))
+    names = {"mlx_depth": mlx_depth}
+    exec(code.replace('"photo.jpg"', repr(str(ROOT / "examples/coffee.jpg"))), names)
+    assert names["features"].grid_size == (32, 48)
+    assert names["patches"].shape == (32, 48, 32)
+    assert names["image"].shape == (1, 32)
+
+
 def test_the_block_of_scenes_runs(tmp_path):
     """With a tiny network for the one that would be downloaded."""
     require("reference", "torch")
     import reference_da3
 
-    (block,) = re.findall(r"```py\n(.*?)```", README, flags=re.DOTALL)
+    block = block_with("predict_views")
     folder = reference_da3.save(reference_da3.ANY_VIEW, tmp_path / "small")
     shutil.copytree(ROOT / "examples", tmp_path / "room", ignore=shutil.ignore_patterns("*.py", "macos"))
     shutil.copy(ROOT / "examples/coffee.jpg", tmp_path / "photo.jpg")

@@ -16,6 +16,7 @@ def test_every_promised_entry_is_there():
     several = ("small", "base", "large", "large-1.1", "giant", "giant-1.1")
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
+    expected |= {f"anydepth-{size}" for size in sizes}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
@@ -44,6 +45,7 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-mono-large", "Apache-2.0", True),
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
+        ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
         ("mlx-depth-demo", "Apache-2.0", True),
     ],
 )

@@ -166,7 +166,7 @@ def bench(
     bar = tqdm(total=len(cases) * runs, unit="run", disable=not progress)
     with bar:
         rows = [_measure(*case, compare=compare is not None, runs=runs, bar=bar) for case in cases]
-    return Benchmark(_machine(), tuple(rows))
+    return Benchmark(describe_machine(), tuple(rows))
 
 
 def plot_benchmark(benchmark: Benchmark, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -307,7 +307,8 @@ def _torch_worker(model: str | Path, dtype: str, shape: tuple[int, ...]) -> Iter
             process.kill()
 
 
-def _machine() -> dict[str, str]:
+def describe_machine() -> dict[str, str]:
+    """Where something is measured: the machine, its system, the versions, and what MLX computes on."""
     device = mx.default_device()
     kind = "CPU" if device == mx.Device(mx.cpu) else "GPU"
     return {

@@ -4,6 +4,7 @@ Upstream: ``dinov3/models/vision_transformer.py`` and transformers' ``modeling_d
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from mlx_depth.weights.config_values import check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Split
 from mlx_depth.weights.transformers_config import check_counts, read_keys
 
+PERIODS = "rope_embed.periods"  # the authors' name of a tensor that not all files have
 MODEL_TYPE = "dinov3_vit"  # transformers' name of the architecture
 
 
@@ -41,7 +43,9 @@ class DINOv3Config:
     patch_size: int = 16
     num_register_tokens: int = 4
     rope_theta: float = 100.0
-    stored_periods: bool = False  # the checkpoint holds the periods that else follow from rope_theta
+    stored_periods: bool = False
+    """Whether the checkpoint holds the periods of the rotations, which else follow from ``rope_theta``: the authors'
+    files do, rounded to bfloat16, and transformers' do not. Each is followed for its own files."""
     norm_eps: float = 1e-5
     normalized: bool = True  # False: tapped tokens do not go through the last norm
 
@@ -54,9 +58,10 @@ class DINOv3Config:
                 f"heads of {self.head_dim} channels cannot turn by row and column: "
                 "take the config.json of the original checkpoint."
             )
-        if not self.rope_theta > 1:
+        if not 1 < self.rope_theta < math.inf:
             raise CheckpointError(
-                f"rope_theta is {self.rope_theta}, not above 1: take the config.json of the original checkpoint."
+                f"rope_theta is {self.rope_theta}, not a number above 1: "
+                "take the config.json of the original checkpoint."
             )
 
     @property
@@ -203,7 +208,7 @@ def config_from_shapes(
                 config,
                 qkv_bias="blocks.0.attn.qkv.bias" in shapes,
                 num_register_tokens=shapes.get("storage_tokens", (1, 0))[1],
-                stored_periods="rope_embed.periods" in shapes,
+                stored_periods=PERIODS in shapes,
             )
     raise CheckpointError(
         f"no published DINOv3 has {num_layers} layers of width {embed_dim} with {'gated' if swiglu else 'plain'} "
@@ -317,6 +322,20 @@ def _tapped(where: str, values: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(index - 1 for index in indices)
 
 
+def read_config(shapes: Mapping[str, tuple[int, ...]], written: Mapping[str, Any] | None) -> DINOv3Config:
+    """The backbone of a checkpoint: as transformers' config says where there is one, else by shapes.
+
+    Args:
+        shapes: As for ``config_from_shapes``.
+        written: As for ``read_transformers_config``.
+    Raises:
+        CheckpointError: As these two.
+    """
+    if written is None:
+        return config_from_shapes(shapes)
+    return replace(read_transformers_config(written), stored_periods=PERIODS in shapes)
+
+
 # The tables are relative to the backbone; a family puts its own prefixes in front with `prefixed`.
 _MASK_TOKEN = "training only: it replaces masked patches"
 _LOCAL_NORM = "training only: it normalizes the class tokens of local crops"
@@ -326,7 +345,7 @@ ORIGINAL: tuple[Rule, ...] = (
     Rename("storage_tokens", "register_tokens"),
     Drop("mask_token", _MASK_TOKEN),
     Rename("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
-    Rename("rope_embed.periods", "rope_periods"),
+    Rename(PERIODS, "rope_periods"),
     Rename("blocks.{i}.norm1.{p}", "blocks.{i}.norm1.{p}"),
     Split(
         "blocks.{i}.attn.qkv.weight",
@@ -336,6 +355,7 @@ ORIGINAL: tuple[Rule, ...] = (
             "blocks.{i}.attn.value_proj.weight",
         ),
     ),
+    # In the published files the mask hides all three parts (facebookresearch/dinov3#195).
     Split(
         "blocks.{i}.attn.qkv.bias",
         ("blocks.{i}.attn.query_proj.bias", None, "blocks.{i}.attn.value_proj.bias"),

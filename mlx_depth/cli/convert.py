@@ -160,21 +160,26 @@ def _run_inspect(options: argparse.Namespace) -> int:
 def _add_bench(verbs: Any) -> None:
     verb = verbs.add_parser("bench", help="measure load time, latency, memory and size")
     add = verb.add_argument
-    add("models", nargs="*", default=[DEFAULT_MODEL], metavar="MODEL", help=f"{_SOURCE} (default: {DEFAULT_MODEL})")
+    add("models", nargs="*", metavar="MODEL", help=f"{_SOURCE} (default: {DEFAULT_MODEL})")
+    add(
+        "--heads",
+        nargs="*",
+        metavar="small|base|large",
+        help="not models but decoders alone, SDT beside DPT, for tokens of backbones of that size (default: all)",
+    )
     add(
         "--input-size",
         nargs="+",
         type=input_size,
-        default=[None],
         metavar="N|HxW",
-        help="network pixels (default: the model's own)",
+        help="network pixels (default: the model's own; of decoders 256, 512 and 1024)",
     )
     add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images, or scenes, at once (default: 1)")
     add("--views", nargs="+", type=int, default=[1], metavar="N", help="images of a scene, for networks of several")
     add("--dtype", nargs="+", choices=DTYPES, default=[None], help="default: float16 on a GPU, float32 on a CPU")
     add("--quantize", nargs="+", type=int, choices=BITS, default=[None], help="bits of the linear layers")
     add("--compare", choices=["torch"], help="run the family's reference, too, in turn with ours")
-    add("--runs", type=int, default=10, metavar="N", help="timed runs (default: 10)")
+    add("--runs", type=int, metavar="N", help="timed runs (default: 10; of decoders 3)")
     add("--json", action="store_true", help="one JSON object instead of a Markdown table")
     add("--plot", type=Path, metavar="P.png", help="also draw the medians")
     verb.set_defaults(run=_run_bench)
@@ -183,20 +188,47 @@ def _add_bench(verbs: Any) -> None:
 def _run_bench(options: argparse.Namespace) -> int:
     from mlx_depth_convert.bench import bench, plot_benchmark
 
+    if options.heads is not None:
+        return _run_bench_heads(options)
     found = bench(
-        options.models,
-        input_sizes=options.input_size,
+        options.models or [DEFAULT_MODEL],
+        input_sizes=options.input_size or [None],
         batches=options.batch,
         views=options.views,
         dtypes=options.dtype,
         quantize=options.quantize,
         compare=options.compare,
-        runs=options.runs,
+        runs=10 if options.runs is None else options.runs,
         progress=sys.stderr.isatty(),
     )
     print(json.dumps(found.as_json()) if options.json else found.as_markdown())
     if options.plot is not None:
         say(f"wrote {plot_benchmark(found, options.plot)}")
+    return 0
+
+
+def _run_bench_heads(options: argparse.Namespace) -> int:
+    from mlx_depth_convert.bench_heads import INPUT_SIZES, RUNS, WIDTHS, bench_heads
+
+    of_models = {
+        "MODEL": options.models,
+        "--batch": options.batch != [1],
+        "--views": options.views != [1],
+        "--quantize": options.quantize != [None],
+        "--compare": options.compare,
+        "--plot": options.plot,
+    }
+    surplus = [name for name, given in of_models.items() if given]
+    if surplus:
+        raise OptionError(f"--heads measures decoders alone: leave {', '.join(surplus)} out.")
+    found = bench_heads(
+        options.heads or tuple(WIDTHS),
+        input_sizes=options.input_size or INPUT_SIZES,
+        dtypes=options.dtype,
+        runs=RUNS if options.runs is None else options.runs,
+        progress=sys.stderr.isatty(),
+    )
+    print(json.dumps(found.as_json()) if options.json else found.as_markdown())
     return 0
 
 

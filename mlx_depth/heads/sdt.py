@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from mlx_depth.backbones.dinov2 import LayerTokens
 from mlx_depth.errors import CheckpointError
-from mlx_depth.heads.dpt import STRIP_BYTES, STRIP_ROWS, last_convolution
+from mlx_depth.heads.dpt import last_convolution
 from mlx_depth.nn import ops
 from mlx_depth.nn.activations import relu
 from mlx_depth.nn.conv import Conv2d
@@ -23,6 +23,8 @@ from mlx_depth.weights.rules import FoldNorm, Rename, Rule
 
 LAYERS = 4
 DOUBLINGS = 4
+STRIPS = 4  # of a doubled map: each then has the size of the map that was doubled
+MIN_STRIP_ROWS = 64  # what neighbors compute twice, up to 8 rows, costs more of smaller ones
 VALUES_A_GROUP = 2 * 4  # (across, down), for each of the four pixels that one becomes
 
 
@@ -55,22 +57,31 @@ class SDTConfig:
             )
 
 
+class Readout(nn.Linear):
+    """Each patch token of a layer mixed with the class token: (B, gh * gw, C).
+
+    DPT's "project" (Ranftl et al., 2021), without joining the two: what all patches share is multiplied once.
+    """
+
+    def __init__(self, dims: int):
+        super().__init__(2 * dims, dims)
+
+    def __call__(self, tokens: LayerTokens) -> mx.array:  # type: ignore[override]
+        patch, cls = mx.split(self.weight, 2, axis=1)
+        shared = (tokens.cls_token @ cls.T + self.bias)[:, None]
+        return ops.row_wise(lambda x: ops.gelu(x @ patch.T + shared), tokens.patch_tokens)
+
+
 class TokenProjection(nn.Module):
-    """Patch tokens of one layer, each mixed with the class token, at the width of the fused map."""
+    """Tokens of one layer at the width of the fused map, (B, gh * gw, features)."""
 
     def __init__(self, in_dim: int, features: int):
         super().__init__()
-        self.readout = nn.Linear(2 * in_dim, in_dim)
+        self.readout = Readout(in_dim)
         self.projection = nn.Linear(in_dim, features, bias=False)
 
     def __call__(self, tokens: LayerTokens) -> mx.array:
-        patch, cls = mx.split(self.readout.weight, 2, axis=1)
-        image = (tokens.cls_token @ cls.T + self.readout.bias)[:, None]  # the half that all patches share
-
-        def project(x: mx.array) -> mx.array:
-            return ops.gelu(self.projection(ops.gelu(x @ patch.T + image)))
-
-        return ops.row_wise(project, tokens.patch_tokens)
+        return ops.row_wise(lambda x: ops.gelu(self.projection(x)), self.readout(tokens))
 
 
 class DySample(nn.Module):
@@ -175,7 +186,7 @@ class SDTHead(nn.Module):
             ``(B, 2 H, 2 W, features)``; of the last level what is read out, ``(B, 2 H, 2 W, 1)``.
         """
         sample, convolutions = self.doublings[level].sample, self._convolutions(level)
-        height, row_bytes = 2 * x.shape[1], 2 * x.nbytes // x.shape[1]
+        height = 2 * x.shape[1]
 
         def rows(x: mx.array, start: int, stop: int) -> mx.array:
             reach = len(convolutions)  # rows beyond the strip that the convolutions still see
@@ -187,8 +198,7 @@ class SDTHead(nn.Module):
                 first = top
             return last_convolution(self.conv3, strip) if level == DOUBLINGS - 1 else strip
 
-        step = STRIP_ROWS if ops.cache_bytes(x) else max(STRIP_ROWS, STRIP_BYTES // row_bytes)
-        return ops.build_tiles(rows, x, height, step)
+        return ops.build_tiles(rows, x, height, max(height // (STRIPS * ops.cores()), MIN_STRIP_ROWS))
 
     def _convolutions(self, level: int) -> list[Conv2d]:
         """Those behind a doubling, each with a ReLU."""

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import authors_sdt
 import mlx.core as mx
 import numpy as np
 import pytest
-import sdt_weights
 from mlx.utils import tree_map
 from support import correlation, relative_error, require, seeded
 
@@ -34,7 +34,7 @@ FOLDED = -7 * 2 * 256 + 5 * 256 + 4 * 32
 def head(case: str) -> SDTHead:
     facts = FACTS["cases"][case]
     network = SDTHead(SDTConfig(facts["in_dim"], facts["features"]))
-    state = sdt_weights.state(FACTS["shapes"][case])
+    state = authors_sdt.state(FACTS["shapes"][case])
     weights = to_mlx_layout(network, apply(sdt.ORIGINAL, {name: mx.array(array) for name, array in state.items()}))
     check_complete(network, weights)
     network.load_weights(list(weights.items()))
@@ -43,7 +43,7 @@ def head(case: str) -> SDTHead:
 
 def tokens(case: str) -> list[LayerTokens]:
     facts = FACTS["cases"][case]
-    drawn = sdt_weights.features(case, facts["in_dim"], grid(case), facts["batch"])
+    drawn = authors_sdt.features(case, facts["in_dim"], grid(case), facts["batch"])
     return [LayerTokens(mx.array(patches), mx.array(cls)) for patches, cls in drawn]
 
 
@@ -107,7 +107,7 @@ def dysample(groups: int) -> DySample:
     for name, layer in (("offset", sample.offset), ("scope", sample.scope)):
         layer.weight = mx.array(seeded(name, layer.weight.shape, 0.8))
     sample.offset.bias = mx.array(seeded("bias", sample.offset.bias.shape))
-    sample.init_pos = mx.array(sdt_weights.initial_positions(groups).reshape(sample.init_pos.shape))
+    sample.init_pos = mx.array(authors_sdt.initial_positions(groups).reshape(sample.init_pos.shape))
     return sample
 
 
@@ -183,11 +183,11 @@ def test_a_fault_is_noticed(fault: Callable[[pytest.MonkeyPatch], None], monkeyp
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])
 def test_strips_join_without_a_seam(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate is the rounding of products of other shapes, carried through all layers."""
-    monkeypatch.setattr(sdt, "STRIP_ROWS", 1 << 20)
+    monkeypatch.setattr(sdt, "STRIPS", 1)
     whole = head(ODD)(tokens(ODD), grid(ODD))
     mx.eval(whole)
-    monkeypatch.setattr(sdt, "STRIP_ROWS", rows)
-    monkeypatch.setattr(sdt, "STRIP_BYTES", 1)
+    monkeypatch.setattr(sdt, "STRIPS", 1000)
+    monkeypatch.setattr(sdt, "MIN_STRIP_ROWS", rows)
     monkeypatch.setattr(kernels, "CACHE_BYTES", 1 << 12)
     assert relative_error(np.array(head(ODD)(tokens(ODD), grid(ODD))), np.array(whole)) <= 1e-5
 
@@ -199,8 +199,8 @@ def test_no_full_size_map_exists_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> 
     features = [LayerTokens(mx.zeros((1, gh * gw, 8)), mx.zeros((1, 8))) for _ in range(4)]
     mx.eval(network.parameters(), features)
     assert network.largest_map(grid_size) == 8 * gh * 8 * gw * 64
-    monkeypatch.setattr(sdt, "STRIP_ROWS", 8)
-    monkeypatch.setattr(sdt, "STRIP_BYTES", 1)
+    monkeypatch.setattr(sdt, "STRIPS", 1000)
+    monkeypatch.setattr(sdt, "MIN_STRIP_ROWS", 8)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     mx.eval(network(features, grid_size))
@@ -222,7 +222,7 @@ def test_published_sizes(width: int) -> None:
     """Every tensor of the authors' finds its place, and none is left; nothing is evaluated."""
     published = FACTS["published"][str(width)]
     shapes = {name: tuple(shape) for name, shape in published["shapes"].items()}
-    theirs = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2] not in sdt_weights.BUFFERS}
+    theirs = {name: shape for name, shape in shapes.items() if name.rpartition(".")[2] not in authors_sdt.BUFFERS}
     assert sum(map(math.prod, theirs.values())) == published["parameters"] == PARAMETERS[width]
     network = SDTHead(SDTConfig(width))
     weights = to_mlx_layout(network, apply(sdt.ORIGINAL, {name: mx.zeros(shape) for name, shape in shapes.items()}))

@@ -1,14 +1,12 @@
 """Mint tests/goldens/sdt.npz: ``python tests/minting/sdt.py --source CLONE`` (of github.com/AIGeeksGroup/AnyDepth).
 
 Runs the authors' decoder, which is not ours to ship, on weights and tokens that the tests draw again by name
-(``tests/sdt_weights.py``), and keeps what comes out, and some of what is computed on the way. The names and shapes of
+(``tests/authors_sdt.py``), and keeps what comes out, and some of what is computed on the way. The names and shapes of
 its tensors are those of the published sizes.
 """
 
 import argparse
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +17,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import sdt_weights  # noqa: E402
+import authors_sdt  # noqa: E402
 
-REPOSITORY = "https://github.com/AIGeeksGroup/AnyDepth"
 WIDTHS = (384, 768, 1024)  # of the published backbones' tokens
 STAGES = {  # ours, in order → the module whose output it is
     "fused": "detail_enhancer",
@@ -50,14 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, metavar="CLONE", help="a clone of the repository")
     source = parser.parse_args().source
-    commit = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     provenance = {
-        "reference": f"{REPOSITORY} {commit.stdout.strip()}",
+        "reference": f"{authors_sdt.REPOSITORY} {authors_sdt.commit(source)}",
         "versions": f"torch {torch.__version__}, float32",
         "command": "python tests/minting/sdt.py --source CLONE",
-        "seeds": "tests/sdt_weights.py: a tensor's values come from its name",
+        "seeds": "tests/authors_sdt.py: a tensor's values come from its name",
     }
-    upstream = decoder_class(source)
+    upstream = authors_sdt.decoder_class(source)
     facts = {
         "provenance": provenance,
         "cases": {case.name: case._asdict() for case in CASES},
@@ -68,18 +64,8 @@ def main() -> None:
     np.savez_compressed(ROOT / "tests/goldens/sdt.npz", facts=json.dumps(facts), **arrays)
 
 
-def decoder_class(source: Path) -> Any:
-    """``SDTHead``, from its file alone: the package around it needs a backbone."""
-    spec = importlib.util.spec_from_file_location("sdt_head", source / "model/sdt_head.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SDTHead
-
-
 def build(upstream: Any, case: Case) -> Any:
-    return upstream([case.in_dim] * 4, case.features, n_output_channels=1, use_cls_token=True).eval()
+    return upstream([case.in_dim] * 4, case.features, n_output_channels=1, use_cls_token=True)
 
 
 def published(upstream: Any, width: int) -> dict[str, Any]:
@@ -95,24 +81,16 @@ def shapes(network: Any) -> dict[str, list[int]]:
 
 def run(upstream: Any, case: Case) -> dict[str, np.ndarray]:
     """Depth, and some values of each stage, channels last, in the order of ``ravel`` with the step beside them."""
-    network = build(upstream, case)
-    state = sdt_weights.state(shapes(network))
-    for name, buffer in network.named_buffers():
-        if name.endswith("init_pos"):  # the tests compute it: it has to be the authors'
-            np.testing.assert_array_equal(state[name], buffer.numpy())
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    network = authors_sdt.filled(build(upstream, case))
     outputs: dict[str, np.ndarray] = {}
     for stage, name in STAGES.items():
         network.get_submodule(name).register_forward_hook(
             lambda _, inputs, output, stage=stage: outputs.update({stage: output.numpy().transpose(0, 2, 3, 1)})
         )
-    gh, gw = case.grid_size
-    tokens = [
-        (torch.from_numpy(patches).mT.reshape(case.batch, -1, gh, gw), torch.from_numpy(cls))
-        for patches, cls in sdt_weights.features(case.name, case.in_dim, case.grid_size, case.batch)
-    ]
+    tokens = authors_sdt.features(case.name, case.in_dim, case.grid_size, case.batch)
     with torch.no_grad():
-        depth = (torch.relu(network(tokens)) + 0.001)[:, 0].numpy()  # model/__init__.py, FeaturesToDepth
+        depth = torch.relu(network(authors_sdt.as_theirs(tokens, case.grid_size))) + authors_sdt.LEAST_DEPTH
+    depth = depth[:, 0].numpy()
     assert (depth > 0.001).mean() > 0.5, "the last ReLU lets next to nothing through: other weights"
     kept = {"depth": depth[:, ::2, ::2]}
     for stage, output in outputs.items():

@@ -15,10 +15,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.backbones.pyramid import PyramidConfig
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.heads.multires import MultiresConfig
+from mlx_depth.heads.sdt import SDTConfig
+from mlx_depth.models.anydepth.network import AnyDepthConfig
 from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
 from mlx_depth.models.depth_anything_3.network import (
@@ -47,6 +50,7 @@ TINY: dict[str, NetworkConfig] = {
     "depth_anything_3_mono": _MONO,
     "depth_anything_3_nested": DepthAnything3NestedConfig(_ANY_VIEW, _MONO),
     "depth_pro": DepthProConfig(PyramidConfig(_WINDOWS, padding=1), MultiresConfig(32, (16, 16, 16), features=16)),
+    "anydepth": AnyDepthConfig(DINOv3Config(32, 4, 2, 64, (0, 1, 2, 3)), SDTConfig(32, features=16)),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"image": {}, "views": {"gaussians": True}, "video": {}}
 SHAPES_OF_CONDITIONS = {"extrinsics": (3, 4), "intrinsics": (3, 3)}

@@ -43,6 +43,15 @@ def test_attention(tokens, dims, heads):
     assert relative_error(np.array(attention(mx.array(x))), expected) <= GATE
 
 
+@pytest.mark.parametrize("qv_bias", [False, True])
+@pytest.mark.parametrize("key_bias", [False, True])
+def test_attention_without_biases(qv_bias, key_bias):
+    attention = Attention(8, 2, qv_bias=qv_bias, key_bias=key_bias)
+    names = {name for name in fill(attention) if name.endswith("bias")}
+    expected = {"out_proj.bias"} | ({"query_proj.bias", "value_proj.bias"} if qv_bias else set())
+    assert names == expected | ({"key_proj.bias"} if key_bias else set())
+
+
 def test_mlp_uses_the_exact_gelu():
     mlp = MLP(8, 32)
     weights = fill(mlp)

@@ -172,6 +172,32 @@ def test_an_uneven_split_is_refused():
         apply((Split("qkv", ("q", "k", "v")),), {"qkv": mx.zeros((4,))})
 
 
+def test_a_part_that_is_left_out_is_zero():
+    table = (Split("b", ("q", None, "v"), mask="m"), Drop("m", "in the bias"))
+    b = mx.array([1.0, 2.0, 0.0, 0.0, 5.0, 6.0])
+    assert {name: part.tolist() for name, part in apply(table, {"b": b}).items()} == {"q": [1, 2], "v": [5, 6]}
+    for lost in (1e-30, float("nan")):
+        with pytest.raises(CheckpointError, match=r"b: part 2 of 3 is not zero, and this network has no place for it"):
+            apply(table, {"b": mx.array([1.0, 2.0, 0.0, lost, 5.0, 6.0])})
+
+
+def test_a_mask_multiplies():
+    (moved, drop) = prefixed((Split("{i}.b", ("{i}.q", None, "{i}.v"), mask="{i}.m"), Drop("{i}.m", "why")), "x.", "y.")
+    assert moved == Split("x.{i}.b", ("y.{i}.q", None, "y.{i}.v"), mask="x.{i}.m")
+    biases = {"x.0.b": mx.array([1.0, 2.0, 3.0]), "x.1.b": mx.array([4.0, 5.0, 6.0])}
+    masks = {"x.0.m": mx.array([1.0, 0.0, 1.0]), "x.1.m": mx.zeros((3,), mx.bfloat16)}
+    found = apply((moved, drop), {**masks, **biases})
+    assert {name: part.tolist() for name, part in found.items()} == {
+        "y.0.q": [1],
+        "y.0.v": [3],
+        "y.1.q": [0],
+        "y.1.v": [0],
+    }
+    assert found["y.1.q"].dtype == mx.float32
+    with pytest.raises(CheckpointError, match=r"x\.0\.m is \(1,\), but x\.0\.b, which it masks, \(3,\)"):
+        apply((moved, drop), {"x.0.b": mx.zeros((3,)), "x.0.m": mx.zeros((1,))})
+
+
 class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()

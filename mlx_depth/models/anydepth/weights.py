@@ -23,8 +23,7 @@ def _config(evidence: Evidence, backbone: str, head: str) -> AnyDepthConfig:
     """The network with these shapes, whose backbone's and head's names begin so."""
     options = _options(evidence.config or {})
     shapes = {name.removeprefix(backbone): x for name, x in evidence.shapes.items() if name.startswith(backbone)}
-    given = options.get("backbone_config")
-    plain = dinov3.config_from_shapes(shapes) if given is None else dinov3.read_transformers_config(given)
+    plain = dinov3.read_config(shapes, options.get("backbone_config"))
     layers = tuple(options.get("backbone_out_layers", spread_layers(plain.num_layers)))
     normalized = options.get("use_backbone_norm", False)
     return AnyDepthConfig(

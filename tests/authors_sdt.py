@@ -1,13 +1,60 @@
-"""Weights of an SDT head in the authors' names, each drawn from its own: for tests and for minting their goldens."""
+"""AnyDepth's own decoder: its class from a clone, weights in its names, and tokens, all drawn from names.
 
+For the tests, which know what it computed from goldens, and for what runs it: minting them, and the benchmark.
+"""
+
+import importlib.util
 import math
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from support import seeded
 
+REPOSITORY = "https://github.com/AIGeeksGroup/AnyDepth"
+LEAST_DEPTH = 0.001  # model/__init__.py, FeaturesToDepth
 GAINS = {"scope": 2.0, "offset": 2.0}  # with the features' size, positions that move by more than a pixel
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "init_pos")  # what is no parameter
+
+
+def decoder_class(clone: Path) -> Any:
+    """``SDTHead``, from its file alone: the package around it needs a backbone."""
+    spec = importlib.util.spec_from_file_location("sdt_head", clone / "model/sdt_head.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SDTHead
+
+
+def commit(clone: Path) -> str:
+    """Which one it is."""
+    command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+def filled(network: Any) -> Any:
+    """Their decoder with the weights that its names make, for inference."""
+    import torch
+
+    tensors = state({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
+    for name, buffer in network.named_buffers():
+        if name.endswith("init_pos"):  # computed here: it has to be theirs
+            np.testing.assert_array_equal(tensors[name], buffer.numpy())
+    network.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    return network.eval()
+
+
+def as_theirs(tokens: list[tuple[np.ndarray, np.ndarray]], grid_size: tuple[int, int]) -> list[tuple[Any, Any]]:
+    """``features`` in their layout: a map ``(B, C, gh, gw)`` and the class token."""
+    import torch
+
+    return [
+        (torch.from_numpy(patches).mT.reshape(len(patches), -1, *grid_size), torch.from_numpy(cls))
+        for patches, cls in tokens
+    ]
 
 
 def state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
