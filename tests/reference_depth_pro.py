@@ -22,13 +22,17 @@ class Size(NamedTuple):
     hooks: tuple[int, int]  # deepest first
     features: int
     levels: tuple[int, int, int]
+    overlaps: tuple[float, float, float]
     padding: int
 
 
 SIZES = {
-    "tiny": Size(32, 4, 2, 128, (2, 1), 16, (24, 20, 12), 1),
-    "narrow": Size(16, 3, 1, 384, (1, 0), 8, (16, 12, 8), 3),  # windows, patches and joints of the published one
-    "large": Size(1024, 24, 16, 384, (11, 5), 256, (1024, 1024, 512), 3),
+    "tiny": Size(64, 4, 2, 64, (2, 1), 16, (24, 20, 12), (0.0, 0.5, 0.5), 1),
+    # Windows, patches and joints of the published one.
+    "narrow": Size(
+        16, 3, 1, 384, (1, 0), 8, (16, 12, 8), (0.0, 0.5, 0.25), 3
+    ),  # windows, patches and joints of the published one
+    "large": Size(1024, 24, 16, 384, (11, 5), 256, (1024, 1024, 512), (0.0, 0.5, 0.25), 3),
 }
 
 
@@ -48,6 +52,7 @@ def config(size: str, *, field_of_view: bool = True) -> Any:
         fusion_hidden_size=wanted.features,
         intermediate_hook_ids=list(wanted.hooks),
         intermediate_feature_dims=[wanted.features] * 2,
+        scaled_images_overlap_ratios=list(wanted.overlaps),
         scaled_images_feature_dims=list(wanted.levels),
         merge_padding_value=wanted.padding,
         use_fov_model=field_of_view,
