@@ -27,6 +27,7 @@ from mlx_depth.models.depth_pro.family import FAMILY
 from mlx_depth.models.depth_pro.network import DepthPro, depth_pro_config
 from mlx_depth.models.depth_pro.weights import PROCESSOR, published_name, read_processor
 from mlx_depth.registry import MODELS, find_model
+from mlx_depth.result import DepthResult
 from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout
 
 GATE, CORRELATION = 1e-4, 0.99999  # float32, from the same pixels
@@ -210,9 +211,6 @@ def test_metres_of_a_known_focal_length_equal_the_authors(tiny: DepthModel) -> N
     expected, _ = reference_depth_pro.metres(reference_depth_pro.model("tiny"), result.image, 700)
     assert relative_error(1 / result.depth, 1 / expected) <= FROM_A_PHOTO
     assert (result.focal_length_px, result.camera) == (700, None)
-    twice = tiny.predict(PHOTO, focal_length_px=1400)
-    inside = (result.depth > 1e-3) & (twice.depth < 9e3)
-    np.testing.assert_allclose(twice.depth[inside], 2 * result.depth[inside], rtol=1e-5)
 
 
 def photo_of(focal_length_mm: int | None = None) -> bytes:
@@ -226,13 +224,14 @@ def photo_of(focal_length_mm: int | None = None) -> bytes:
     return stream.getvalue()
 
 
-def test_the_field_of_view_is_estimated_where_it_is_unknown_alone(tiny: DepthModel) -> None:
-    called: list[str] = []
-    with recording(tiny.network, lambda path, *_: called.append(path)):
-        known = tiny.predict(photo_of(27))
-        assert not [path for path in called if path.startswith("field_of_view")]
-        unknown = tiny.predict(photo_of())
-    assert [path for path in called if path.startswith("field_of_view")]
+@pytest.fixture(scope="module")
+def alone(tiny: DepthModel) -> dict[int | None, DepthResult]:
+    """What the photo gives by itself, by its focal length."""
+    return {focal_length_mm: tiny.predict(photo_of(focal_length_mm)) for focal_length_mm in (None, 27)}
+
+
+def test_a_known_focal_length_scales_the_metres(alone: dict[int | None, DepthResult]) -> None:
+    known, unknown = alone[27], alone[None]
     assert known.focal_length_px == pytest.approx(27 * np.hypot(96, 64) / np.hypot(36, 24))
     assert (known.camera, unknown.focal_length_px) == (None, None)
     ratio = known.focal_length_px / unknown.camera.focal_length_px
@@ -240,22 +239,26 @@ def test_the_field_of_view_is_estimated_where_it_is_unknown_alone(tiny: DepthMod
     np.testing.assert_allclose(known.depth[inside], ratio * unknown.depth[inside], rtol=1e-4)
 
 
-def test_a_batch_of_known_and_unknown_focal_lengths(tiny: DepthModel) -> None:
-    photos = [photo_of(), photo_of(27), photo_of(), photo_of(54), photo_of(27)]
-    results = list(tiny.predict_batch(photos, batch_size=2))
-    assert [result.camera is None for result in results] == [False, True, False, True, True]
-    for photo, result in zip(photos[:4], results[:4], strict=True):
-        np.testing.assert_allclose(result.depth, tiny.predict(photo).depth, rtol=1e-5)
+def test_a_batch_of_known_and_unknown_focal_lengths(tiny: DepthModel, alone: dict[int | None, DepthResult]) -> None:
+    """The field of view is estimated where it is unknown alone."""
+    order = [None, 27, 27, None]
+    called: list[str] = []
+    with recording(tiny.network, lambda path, *_: called.append(path)):
+        results = list(tiny.predict_batch(map(photo_of, order), batch_size=4))
+    assert called.count("field_of_view.last") == 2
+    assert called.count("head.conv1") == 4
+    for focal_length_mm, result in zip(order, results, strict=True):
+        assert (result.camera is None) == (focal_length_mm is not None)
+        np.testing.assert_allclose(result.depth, alone[focal_length_mm].depth, rtol=1e-5)
 
 
 def test_weights_without_a_field_of_view_need_a_focal_length(without_angle: DepthModel) -> None:
-    assert without_angle.predict(photo_of(27)).depth.shape == (64, 96)
     with pytest.raises(ImageError, match=r"estimate no field of view, .*give it in pixels of the photo"):
         without_angle.predict(photo_of())
     failed: list[object] = []
     photos = [photo_of(), photo_of(27)]
     results = list(without_angle.predict_batch(photos, on_error=lambda image, error: failed.append(image)))
-    assert (len(results), failed) == (1, photos[:1])
+    assert ([result.depth.shape for result in results], failed) == ([(64, 96)], photos[:1])
 
 
 @pytest.mark.parametrize("focal_length_px", [0, -3.0, float("nan"), float("inf")])
@@ -453,12 +456,14 @@ def test_the_authors_file_and_the_hubs_folder_convert_to_the_same(folder: Path, 
     assert all(mx.array_equal(one.weights[name], other.weights[name]).item() for name in one.weights)
 
 
-def test_a_converted_and_packed_model_predicts(folder: Path, tiny: DepthModel, tmp_path: Path) -> None:
+def test_a_converted_and_packed_model_predicts(
+    folder: Path, tiny: DepthModel, alone: dict[int | None, DepthResult], tmp_path: Path
+) -> None:
     packed = convert(folder, tmp_path / "packed", quantize=8)
     quantized = mlx_depth.load(packed, dtype="float32")
     assert quantized.spec.config == tiny.spec.config
-    found, plain = quantized.predict(photo_of(27)), tiny.predict(photo_of(27))
-    assert 0 < relative_error(1 / found.depth, 1 / plain.depth) < 0.05
+    found = quantized.predict(photo_of(27))
+    assert 0 < relative_error(1 / found.depth, 1 / alone[27].depth) < 0.05
     tops = {row.name for row in inspect_model(packed).rows if "." not in row.name}
     assert tops == {"encoder", "head", "field_of_view"}
 
