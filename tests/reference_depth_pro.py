@@ -27,7 +27,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(64, 4, 2, 64, (2, 1), 16, (24, 20, 12), (0.0, 0.5, 0.5), 1),
+    "tiny": Size(64, 3, 2, 64, (1, 0), 16, (24, 20, 12), (0.0, 0.5, 0.5), 1),
     # Windows, patches and joints of the published one.
     "narrow": Size(
         16, 3, 1, 384, (1, 0), 8, (16, 12, 8), (0.0, 0.5, 0.25), 3
@@ -142,16 +142,22 @@ def save(upstream: Any, folder: Path) -> Path:
     return folder
 
 
-def metres(upstream: Any, image: np.ndarray, focal_length_px: float | None) -> tuple[np.ndarray, float]:
-    """From a photo to metres and the focal length, by the authors' ``infer``, restated.
+def photo_pixels(upstream: Any, image: np.ndarray) -> np.ndarray:
+    """A photo as both references have it, NHWC: normalized, then stretched by torch's bilinear rule.
 
     transformers' own processor needs torchvision, whose resize without antialias is ``interpolate``.
     """
-    side, (height, width) = 4 * upstream.config.patch_size, image.shape[:2]
-    x = torch.from_numpy((image / np.float32(255)).astype(np.float32)).permute(2, 0, 1)[None]
-    x = torch.nn.functional.interpolate((x - 0.5) / 0.5, size=(side, side), mode="bilinear", align_corners=False)
+    side = 4 * upstream.config.patch_size
+    x = (torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None] - 0.5) / 0.5
+    x = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+    return np.ascontiguousarray(x.numpy().transpose(0, 2, 3, 1))
+
+
+def metres(upstream: Any, image: np.ndarray, focal_length_px: float | None) -> tuple[np.ndarray, float]:
+    """From a photo to metres and the focal length, by the authors' ``infer``, restated."""
+    height, width = image.shape[:2]
     with torch.no_grad():
-        outputs = upstream(x)
+        outputs = upstream(torch.from_numpy(photo_pixels(upstream, image).transpose(0, 3, 1, 2)))
     focal = focal_length_px
     if focal is None:
         focal = float(0.5 * width / torch.tan(0.5 * torch.deg2rad(outputs.field_of_view[0])))

@@ -16,7 +16,7 @@ def test_every_promised_entry_is_there():
     several = ("small", "base", "large", "large-1.1", "giant", "giant-1.1")
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
-    expected |= {f"anydepth-{size}" for size in sizes}
+    expected |= {f"anydepth-{size}" for size in sizes} | {"depth-pro"}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
@@ -28,7 +28,7 @@ def test_names_are_kebab_and_unique():
 
 def test_hub_ids_are_unique():
     ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
-    assert len(ids) == len(set(ids)) == 22
+    assert len(ids) == len(set(ids)) == 23
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
+        ("depth-pro", "apple-amlr", False),
         ("mlx-depth-demo", "Apache-2.0", True),
     ],
 )
