@@ -16,8 +16,8 @@ from mlx_depth.nn.resize_opencv import resize_opencv
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side"]
-Resample = Literal["opencv", "pillow", "opencv_area", "bilinear"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink"]
+Resample = Literal["opencv", "pillow", "opencv_area", "area", "bilinear"]
 DepthMethod = Literal["bilinear", "bicubic", "bilinear_half_pixel"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
@@ -44,7 +44,8 @@ class Processor:
     """With the aspect kept, both sides are scaled so that the short side (``lower_bound``), the long side
     (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``; ``fixed`` stretches
     every image to a square of that side, the only one that the network takes. ``long_side`` and ``short_side`` go in
-    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger."""
+    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger. ``shrink``
+    makes the long side ``input_size`` at most, enlarges nothing, and rounds down."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -55,8 +56,8 @@ class Processor:
     resample: Resample = "opencv"
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
     (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
-    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area. ``bilinear``: on float
-    pixels, no antialias."""
+    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area. ``area``: the mean over
+    the area of float pixels where no side grows, else as ``opencv``. ``bilinear``: on float pixels, no antialias."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -146,6 +147,8 @@ class Processor:
         for size in sizes:
             if self.resample == "pillow":
                 pixels = resize_pillow(pixels, size)
+            elif self.resample == "area" and size[0] <= pixels.shape[1] and size[1] <= pixels.shape[2]:
+                pixels = resize(pixels, size, method="opencv_area")
             else:
                 pixels = resize(pixels, size, method="bilinear" if self.resample == "bilinear" else "opencv_cubic")
         return pixels
@@ -203,6 +206,8 @@ class Processor:
             return max(scales)
         if self.policy in ("upper_bound", "long_side"):
             return min(scales)
+        if self.policy == "shrink":
+            return min(*scales, 1.0)
         return min(scales, key=lambda scale: abs(1 - scale))  # of equal ones the height's, as upstream
 
     def _round_side(self, side: float, target: int) -> int:
@@ -212,7 +217,7 @@ class Processor:
             count = math.floor(side / self.multiple_of + 0.5)
         if self.policy == "lower_bound" and count * self.multiple_of < target:
             count = math.ceil(side / self.multiple_of)
-        if self.policy == "upper_bound" and count * self.multiple_of > target:
+        if self.policy == "shrink" or (self.policy == "upper_bound" and count * self.multiple_of > target):
             count = math.floor(side / self.multiple_of)
         return max(count, 1) * self.multiple_of
 

@@ -13,10 +13,13 @@ from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
 from mlx_depth.models.depth_pro.network import depth_pro_config
 from mlx_depth.models.depth_pro.weights import PROCESSOR as DEPTH_PRO
+from mlx_depth.models.prompt_depth_anything.family import PROCESSOR as PROMPT_DEPTH_ANYTHING
+from mlx_depth.models.prompt_depth_anything.network import prompt_depth_anything_config
 from mlx_depth.processor import Processor
 from mlx_depth.result import DepthKind
 
 APACHE = "Apache-2.0"
+MIT = "MIT"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 # AnyDepth's own license, and Meta's for the backbone inside the same file.
 SHARE_ALIKE_AND_DINOV3 = "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3"
@@ -32,7 +35,7 @@ class ModelSpec:
     family: str
     config: Any  # the family's config dataclass
     processor: Processor
-    license: str | None  # SPDX expression as the authors state it; None: unknown
+    license: str | None  # SPDX, as the authors state it, AND that of weights that these began from; None: unknown
     hub_id: str | None = None  # owner/name; None: bundled, local, unreleased, or to be converted first
     convert_from: str | None = None  # owner/name of a repository with files of several models, to be converted
     parameters: int | None = None  # values in the published checkpoint, upstream's unused ones included
@@ -57,6 +60,8 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 
 # The parameter counts are the published files', with upstream's unused tensors.
 # V1 is Apache-2.0 at every size: https://github.com/LiheYoung/Depth-Anything/issues/15
+# Distill-Any-Depth is MIT by its authors, and begins from V2's weights, of which base and large are not for commerce:
+# https://github.com/Westlake-AGI-Lab/Distill-Any-Depth/issues/32 and 40
 _MODELS = (
     ModelSpec(
         "depth-anything-v2-small",
@@ -337,6 +342,63 @@ _MODELS = (
         parameters=951_994_402,
         aliases=("depthpro", "apple-depth-pro", "depthpro-hf"),
     ),
+    ModelSpec(
+        "prompt-depth-anything-small",
+        "prompt_depth_anything",
+        prompt_depth_anything_config("small"),
+        PROMPT_DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/prompt-depth-anything-vits-hf",
+        parameters=25_083_073,
+        aliases=("promptda-small", "prompt-depth-anything-vits"),
+    ),
+    ModelSpec(
+        "prompt-depth-anything-small-transparent",
+        "prompt_depth_anything",
+        prompt_depth_anything_config("small"),
+        PROMPT_DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/prompt-depth-anything-vits-transparent-hf",
+        parameters=25_083_073,
+        aliases=("promptda-small-transparent", "prompt-depth-anything-vits-transparent"),
+    ),
+    ModelSpec(
+        "prompt-depth-anything-large",
+        "prompt_depth_anything",
+        prompt_depth_anything_config("large"),
+        PROMPT_DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/prompt-depth-anything-vitl-hf",
+        parameters=340_046_529,
+        aliases=("promptda-large", "prompt-depth-anything-vitl"),
+    ),
+    ModelSpec(
+        "distill-any-depth-small",
+        "depth_anything",
+        depth_anything_config("small"),
+        DEPTH_ANYTHING,
+        f"{MIT} AND {APACHE}",
+        hub_id="xingyang1/Distill-Any-Depth-Small-hf",
+        parameters=24_785_089,
+    ),
+    ModelSpec(
+        "distill-any-depth-base",
+        "depth_anything",
+        depth_anything_config("base"),
+        DEPTH_ANYTHING,
+        f"{MIT} AND {NON_COMMERCIAL}",
+        hub_id="lc700x/Distill-Any-Depth-Base-hf",
+        parameters=97_470_785,
+    ),
+    ModelSpec(
+        "distill-any-depth-large",
+        "depth_anything",
+        depth_anything_config("large"),
+        DEPTH_ANYTHING,
+        f"{MIT} AND {NON_COMMERCIAL}",
+        hub_id="xingyang1/Distill-Any-Depth-Large-hf",
+        parameters=335_315_649,
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -348,8 +410,6 @@ NOT_YET = {
     "midas": "MiDaS",
     "metric3d": "Metric3D",
     "moge": "MoGe",
-    "prompt-depth-anything": "Prompt Depth Anything",
-    "promptda": "Prompt Depth Anything",
     "sharp": "SHARP",
     "unidepth": "UniDepth",
     "vda": "Video Depth Anything",

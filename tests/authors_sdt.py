@@ -35,11 +35,16 @@ def commit(clone: Path) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
+def shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    """The names of a decoder of theirs."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 def filled(network: Any) -> Any:
     """Their decoder with the weights that its names make, for inference."""
     import torch
 
-    tensors = state({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
+    tensors = state(shapes(network))
     for name, buffer in network.named_buffers():
         if name.endswith("init_pos"):  # computed here: it has to be theirs
             np.testing.assert_array_equal(tensors[name], buffer.numpy())

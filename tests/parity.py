@@ -1,8 +1,8 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
-Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1, V2 and (in narrow layers) Depth Pro, the authors' package for Depth Anything 3, what AnyDepth's own decoder gave on
-transformers' DINOv3. The demo's rows are its real weights on the photos of examples/.
+Full-size networks (narrow ones of Depth Pro) with name-seeded weights, ours and the upstream ones from the same pixels,
+float32: transformers' for V1, V2, Prompt Depth Anything and Depth Pro, the authors' package for Depth Anything 3, what
+AnyDepth's own decoder gave on transformers' DINOv3. The demo's rows are its real weights on the photos of examples/.
 """
 
 import sys
@@ -20,6 +20,7 @@ import numpy as np
 import reference
 import reference_da3
 import reference_depth_pro
+import reference_prompt
 from support import correlation, relative_error
 
 SEEDED = [
@@ -51,9 +52,23 @@ def main() -> None:
     for photo in sorted((Path(__file__).parents[1] / "examples").glob("*.jpg")):
         pixel_values = np.array(demo.processor(mlx_depth.load_image(photo).pixels))
         print_row(f"demo, {photo.name}", upstream, demo, pixel_values, zeros=0.6)
+    print_prompts()
     print_scenes()
     print_anydepth()
     print_depth_pro()
+
+
+def print_prompts() -> None:
+    upstream = reference_prompt.model("small")
+    with tempfile.TemporaryDirectory() as folder:
+        reference_prompt.save(upstream, Path(folder))
+        model = mlx_depth.load(folder, dtype="float32", reference="transformers")
+    pixel_values, prompt = reference.pixels(1, 392, 518), reference_prompt.prompt(1, (192, 256))
+    for name, given in (("a prompt of 192×256", prompt), ("no prompt", None)):
+        conditions = {} if given is None else {"prompt_depth": mx.array(given)}
+        found = np.array(model.infer(mx.array(pixel_values), conditions).depth)
+        expected = reference_prompt.run(upstream, pixel_values, given)
+        print_errors(f"Prompt small, {name}", pixel_values.shape[1:3], found, expected)
 
 
 def print_scenes() -> None:

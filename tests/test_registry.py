@@ -17,6 +17,8 @@ def test_every_promised_entry_is_there():
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
     expected |= {f"anydepth-{size}" for size in sizes} | {"depth-pro"}
+    expected |= {f"prompt-depth-anything-{size}" for size in ("small", "small-transparent", "large")}
+    expected |= {f"distill-any-depth-{size}" for size in sizes}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
@@ -28,7 +30,9 @@ def test_names_are_kebab_and_unique():
 
 def test_hub_ids_are_unique():
     ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
-    assert len(ids) == len(set(ids)) == 23
+    assert len(ids) == len(set(ids))
+    without = {spec.name for spec in list_models() if spec.hub_id is None and spec.convert_from is None}
+    assert without == {"depth-anything-v2-giant", "mlx-depth-demo"}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,10 @@ def test_hub_ids_are_unique():
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
         ("depth-pro", "apple-amlr", False),
         ("mlx-depth-demo", "Apache-2.0", True),
+        ("prompt-depth-anything-large", "Apache-2.0", True),
+        ("distill-any-depth-small", "MIT AND Apache-2.0", True),
+        ("distill-any-depth-base", "MIT AND CC-BY-NC-4.0", False),
+        ("distill-any-depth-large", "MIT AND CC-BY-NC-4.0", False),
     ],
 )
 def test_licenses(name, license, commercial):
@@ -75,6 +83,8 @@ def test_v1_taps_the_last_four_layers():
         ("DA3-LARGE-1.1", "depth-anything-3-large-1.1"),
         ("DA3NESTED-GIANT-LARGE", "depth-anything-3-nested-giant-large"),
         ("da3_mono_large", "depth-anything-3-mono-large"),
+        ("promptda-small", "prompt-depth-anything-small"),
+        ("prompt-depth-anything-vitl", "prompt-depth-anything-large"),
     ],
 )
 def test_aliases_lead_to_the_model(alias, name):

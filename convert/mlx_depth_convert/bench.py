@@ -29,6 +29,7 @@ from mlx_depth.runtime.cpu import environment_without_openblas
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.safetensors_io import DTYPES
+from mlx_depth_convert.inputs import generated_conditions
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.plots import draw
 
@@ -231,11 +232,12 @@ def _measure(
         raise OptionError(f"{spec.name} sees no {views} views: leave views out.")
     shape = (batch, views, H, W, 3) if network.takes == "views" else (batch, H, W, 3)
     pixel_values = mx.random.normal(shape, key=mx.random.key(0)).astype(chosen)
-    mx.eval(pixel_values)
+    conditions = generated_conditions(network, batch)
+    mx.eval(pixel_values, conditions)
 
     def run() -> float:
         begin = time.perf_counter()
-        depth_model.infer(pixel_values)
+        depth_model.infer(pixel_values, conditions)
         return time.perf_counter() - begin
 
     first = run()

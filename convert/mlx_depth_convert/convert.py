@@ -225,7 +225,7 @@ def _card(checkpoint: Checkpoint, origin: Origin) -> str:
     """The folder's README.md, as the Hub shows it."""
     spec = checkpoint.spec
     front: dict[str, Any] = {
-        "license": spec.license.lower() if spec.license and " " not in spec.license else "other",
+        "license": _hub_license(spec.license),
         "library_name": "mlx-depth",
         "pipeline_tag": "depth-estimation",
         "tags": "[mlx, depth-estimation]",
@@ -255,6 +255,11 @@ result = mlx_depth.predict("photo.jpg", model="path/to/this/folder/")
 result.save("depth.png")
 ```
 """
+
+
+def _hub_license(license: str | None) -> str:
+    """As the Hub names it, which knows single licenses alone."""
+    return "other" if license is None or " " in license else license.lower()
 
 
 def _precision(quantization: Quantization | None) -> str:

@@ -76,15 +76,15 @@ class DINOv3(nn.Module):
     def __init__(self, config: DINOv3Config):
         super().__init__()
         self._config = config
-        dims, pairs = config.embed_dim, config.head_dim // 4
+        dims = config.embed_dim
         self.patch_embed = PatchEmbed(dims, config.patch_size)
         self.cls_token = mx.zeros((1, 1, dims))
         if config.num_register_tokens:
             self.register_tokens = mx.zeros((1, config.num_register_tokens, dims))
         if config.stored_periods:
-            self.rope_periods = mx.ones((pairs,))
+            self.rope_periods = mx.ones((config.head_dim // 4,))
         else:
-            self._periods = mx.array(config.rope_theta ** (np.arange(pairs) / pairs), mx.float32)
+            self._periods = default_periods(config)
         self.blocks = [
             Block(
                 dims,
@@ -139,6 +139,12 @@ class DINOv3(nn.Module):
         if self._config.normalized:
             x = self.norm(x)
         return LayerTokens(x[:, 1 + self._config.num_register_tokens :], x[:, 0])
+
+
+def default_periods(config: DINOv3Config) -> mx.array:
+    """Periods of the rotation that follow from ``rope_theta``: ``(head_dim / 4,)``, float32."""
+    pairs = config.head_dim // 4
+    return mx.array(config.rope_theta ** (np.arange(pairs) / pairs), mx.float32)
 
 
 # name → (embed_dim, layers, heads, width of the feed-forward layers, SwiGLU, bias of queries and values), as upstream's

@@ -35,8 +35,8 @@ def add_verbs(verbs: Any) -> None:
         nargs="+",
         default=DEFAULT_SIZES,
         metavar="SIZE",
-        help=f"{', '.join(PRESETS)}, an aspect such as 4:3, or HxW in multiples of 14; several make a multi-function "
-        f"package (default: {' '.join(DEFAULT_SIZES)})",
+        help=f"{', '.join(PRESETS)}, an aspect such as 4:3, or HxW in multiples of the patch size; several make a "
+        f"multi-function package (default: {' '.join(DEFAULT_SIZES)})",
     )
     add("--precision", choices=PRECISIONS, default="float16", help="of the computation (default: float16)")
     add("--target", choices=TARGETS, help="oldest system that runs it (default: the oldest that the options allow)")

@@ -95,9 +95,17 @@ class Fusion(nn.Module):
         self.projection = Conv2d(features, features, kernel_size=1)
 
     def __call__(self, path: mx.array, finer: mx.array | None, size: tuple[int, int]) -> mx.array:
+        return self.grow(self.merge(path, finer), size)
+
+    def merge(self, path: mx.array, finer: mx.array | None) -> mx.array:
+        """Both maps as one, refined."""
         if finer is not None:
             path = path + self.residual_conv_unit1(finer)
-        path = self.residual_conv_unit2(path)
+        merged: mx.array = self.residual_conv_unit2(path)
+        return merged
+
+    def grow(self, path: mx.array, size: tuple[int, int]) -> mx.array:
+        """A map at the next size."""
         # Upstream grows first; a 1×1 convolution and bilinear weights, whose sum is 1, commute.
         return resize(self.projection(path), size, method="bilinear", align_corners=True)
 
@@ -129,12 +137,15 @@ class DPTHead(nn.Module):
 
     def path(self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int]) -> mx.array:
         """Tokens as the fused path, (B, 8 gh, 8 gw, features); arguments as for the call."""
+        return self.fuse(self.maps(patch_tokens, grid_size))
+
+    def maps(self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int]) -> list[mx.array]:
+        """Tokens as reassembled maps, finest first; arguments as for the call."""
         gh, gw = grid_size
-        maps = [
+        return [
             reassemble(tokens.reshape(tokens.shape[0], gh, gw, -1))  # tokens → map
             for reassemble, tokens in zip(self.reassemble, patch_tokens, strict=True)
         ]
-        return self.fuse(maps)
 
     def largest_map(self, grid_size: tuple[int, int]) -> int:
         """Values of the fused path, the largest map that exists as a whole, for one image."""
@@ -209,14 +220,14 @@ def fusions(features: int) -> list[Fusion]:
     return [Fusion(features, coarsest=level == 0) for level in range(len(RESAMPLINGS))]
 
 
-def fuse(fusions: Sequence[Fusion], maps: Sequence[mx.array]) -> mx.array:
-    """Merge maps, finest first, from coarse to fine: (B, 2 h, 2 w, features)."""
+def fuse(fusions: Sequence[Fusion], maps: Sequence[mx.array], *beside: mx.array) -> mx.array:
+    """Merge maps, finest first, from coarse to fine: (B, 2 h, 2 w, features); ``beside``: what each fusion adds."""
     levels = list(reversed(maps))
     sizes = [_size(level) for level in levels[1:]]
     h, w = _size(levels[-1])
-    path = fusions[0](levels[0], None, sizes[0])
+    path = fusions[0](levels[0], None, sizes[0], *beside)
     for fusion, finer, size in zip(fusions[1:], levels[1:], [*sizes[1:], (2 * h, 2 * w)], strict=True):
-        path = fusion(path, finer, size)
+        path = fusion(path, finer, size, *beside)
     return path
 
 

@@ -24,7 +24,7 @@ from mlx_depth.weights.rules import FoldNorm, Rename, Rule
 LAYERS = 4
 DOUBLINGS = 4
 STRIPS = 4  # of a doubled map: each then has the size of the map that was doubled
-MIN_STRIP_ROWS = 64  # what neighbors compute twice, up to 8 rows, costs more of smaller ones
+MIN_STRIP_ROWS = 64  # of fewer, the rows that neighbors both compute, up to 8, take too large a part
 VALUES_A_GROUP = 2 * 4  # (across, down), for each of the four pixels that one becomes
 
 
@@ -87,7 +87,7 @@ class TokenProjection(nn.Module):
 class DySample(nn.Module):
     """Double a map by reading it at learned positions (Liu et al., 2023, "Learning to Upsample by Learning to Sample").
 
-    The variant with static offsets ("lp") and a dynamic scope.
+    Its variant "lp", where one pixel's channels tell the positions of the four that it becomes, with a scope.
     """
 
     def __init__(self, features: int, groups: int):

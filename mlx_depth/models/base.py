@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
 from mlx_depth.nn.resize import resize
@@ -19,6 +20,7 @@ from mlx_depth.weights.rules import Rule
 Size = tuple[int, int]
 Shapes = Mapping[str, tuple[int, ...]]
 Takes = Literal["image", "views", "video"]
+PROMPT = "prompt_depth"  # the condition that is a depth prompt: (B, h, w), metres
 _AXES: dict[Takes, str] = {"image": "(B, H, W, 3)", "views": "(B, V, H, W, 3)", "video": "(B, T, H, W, 3)"}
 
 
@@ -144,6 +146,17 @@ class NetworkConfig:
     def max_depth(self) -> float | None:
         """The farthest distance that the network can give, in metres; None where there is none, or no metres."""
         return None
+
+    def meaning(self, conditions: Mapping[str, npt.NDArray[Any]]) -> "Meaning":
+        """What the depth of one photo means, given what came in beside its pixels, by name."""
+        return Meaning(self.depth_kind, self.max_depth)
+
+
+class Meaning(NamedTuple):
+    """What the numbers of a depth map are."""
+
+    kind: DepthKind
+    max_depth: float | None  # metres that they cannot pass; None: none known, or no metres
 
 
 @dataclass(frozen=True)
@@ -298,6 +311,11 @@ class Family:
     def takes(self) -> Takes:
         """What its networks take."""
         return getattr(self.network, "takes", "image")
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What its networks take beside the pixels."""
+        return tuple(getattr(self.network, "conditions", ()))
 
     def detect(self, evidence: Evidence) -> str | None:
         """The dialect of a checkpoint; None where the family does not take it for its own."""

@@ -9,19 +9,22 @@ from mlx_depth.errors import CheckpointError
 from mlx_depth.processor import Processor, Reference
 from mlx_depth.weights.config_values import MAX_INTEGER
 
+_NONE: Mapping[str, tuple[Any, ...]] = {}
 
-def read_processor(config: Mapping[str, Any]) -> Processor:
+
+def read_processor(config: Mapping[str, Any], *, fixed: Mapping[str, tuple[Any, ...]] = _NONE) -> Processor:
     """Read the ``preprocessor_config.json`` of a checkpoint.
 
     Sizes and normalization are the file's; the rules stay the authors': ``follow_reference`` changes them.
 
     Args:
         config: The parsed JSON.
+        fixed: Keys with the only values that a relative's file may have.
     Raises:
         CheckpointError: If a key is missing or unknown, or has a value that would change the pixels in a way
             that ``Processor`` does not know.
     """
-    _check_config(config)
+    _check_config(config, {**_FIXED_KEYS, **fixed})
     return Processor(
         input_size=config["size"]["height"],
         multiple_of=config["ensure_multiple_of"],
@@ -96,19 +99,19 @@ _INERT_KEYS = (
 )
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
+def _check_config(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
     missing = sorted(set(_READ_KEYS) - set(config))
     if missing:
         raise CheckpointError(
             f"preprocessor_config.json lacks {', '.join(missing)}: take the file of the original checkpoint."
         )
-    unknown = sorted(set(config) - set(_READ_KEYS) - set(_FIXED_KEYS) - set(_INERT_KEYS))
+    unknown = sorted(set(config) - set(_READ_KEYS) - set(fixed) - set(_INERT_KEYS))
     if unknown:
         raise CheckpointError(
             f"preprocessor_config.json has unknown keys: {', '.join(unknown)}. Remove those that leave pixels alone, "
             "or pass pixel values to the network yourself."
         )
-    for key, known in _FIXED_KEYS.items():
+    for key, known in fixed.items():
         if key in config and config[key] not in known:
             raise CheckpointError(
                 f"preprocessor_config.json has {key} = {config[key]!r:.60}, but only {known[0]!r} is supported: "

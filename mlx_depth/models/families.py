@@ -5,6 +5,7 @@ from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3 import family as depth_anything_3
 from mlx_depth.models.depth_pro.family import FAMILY as DEPTH_PRO
+from mlx_depth.models.prompt_depth_anything.family import FAMILY as PROMPT_DEPTH_ANYTHING
 
 _FAMILIES = (
     DEPTH_ANYTHING,
@@ -13,5 +14,6 @@ _FAMILIES = (
     depth_anything_3.NESTED,
     ANYDEPTH,
     DEPTH_PRO,
+    PROMPT_DEPTH_ANYTHING,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}

@@ -12,7 +12,7 @@ from mlx_depth_convert.coreml import check_package, export_coreml, package
 from mlx_depth_convert.coreml.agreement import GATES, compare
 from mlx_depth_convert.coreml.check import expected_outputs
 from mlx_depth_convert.coreml.emitters import depth_anything_3 as emitters
-from mlx_depth_convert.coreml.emitters import dinov2_dpt, fold
+from mlx_depth_convert.coreml.emitters import fold, vit
 from mlx_depth_convert.coreml.emitters.depth_anything_3 import AnyViewEmitter, MonoEmitter
 from mlx_depth_convert.coreml.emitters.dinov2_dpt import DINOv2DPTEmitter
 from mlx_depth_convert.coreml.evaluate import read_package, run_function
@@ -252,7 +252,7 @@ def _head_epsilon_of_blocks(patch, checkpoint):
 
 
 def _query_epsilon_of_blocks(patch, checkpoint):
-    patch.setattr(dinov2_dpt, "QK_NORM_EPS", 1e-6)
+    patch.setattr(vit, "QK_NORM_EPS", 1e-6)
     return checkpoint
 
 

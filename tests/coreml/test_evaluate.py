@@ -49,6 +49,39 @@ def test_convolution(kernel, stride, pad):
     assert relative_error(ours, nchw(theirs)) < 1e-6
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+def test_convolution_of_groups(groups):
+    x, weight, bias = seeded("x", (1, 4, 9, 7)), seeded("w", (8, 4 // groups, 3, 3)), seeded("b", (8,))
+    options = {"strides": [1, 1], "pad_type": "custom", "pad": [1] * 4, "dilations": [1, 1], "groups": groups}
+    ours = run("conv", x=x, weight=weight, bias=bias, **options)
+    theirs = mx.conv2d(nhwc(x), nhwc(weight), padding=1, groups=groups) + mx.array(bias)
+    assert relative_error(ours, nchw(theirs)) < 1e-6
+
+
+READING = {
+    "sampling_mode": "bilinear",
+    "padding_mode": "border",
+    "padding_value": 0.0,
+    "coordinates_mode": "normalized_minus_one_to_one",
+    "align_corners": False,
+}
+
+
+@pytest.mark.parametrize("size", [(5, 8), (1, 1)])
+def test_reading_between_pixels_and_pixels_from_channels(size):
+    """As torch: what lies beyond the border, on an edge and on a center, two pictures at positions of their own."""
+    torch = require("reference", "torch")
+    x, positions = seeded("x", (2, 3, *size)), seeded("at", (2, 6, 7, 2))
+    positions[:, 0, :4] = [[-1, -1], [1, 1], [1 / size[1] - 1, 1 / size[0] - 1], [9, -9]]
+    theirs = torch.nn.functional.grid_sample(
+        torch.tensor(x), torch.tensor(positions), padding_mode="border", align_corners=False
+    )
+    assert relative_error(run("resample", x=x, coordinates=positions, **READING), theirs.numpy()) < 1e-6
+    x = seeded("x", (2, 12, *size))
+    theirs = torch.pixel_shuffle(torch.tensor(x), 2).numpy()
+    assert np.array_equal(run("pixel_shuffle", x=x, upscale_factor=2), theirs)
+
+
 def test_transposed_convolution():
     x, weight, bias = seeded("x", (1, 4, 5, 7)), seeded("w", (4, 6, 2, 2)), seeded("b", (6,))
     ours = run("conv_transpose", x=x, weight=weight, bias=bias, strides=[2, 2], pad=[0] * 4)
@@ -110,7 +143,9 @@ def test_slices_and_matrix_products():
 @pytest.mark.parametrize(
     ("operation", "inputs"),
     [
-        ("conv", {"weight": np.ones((1, 1, 1, 1)), "strides": (1, 1), "groups": 2, "dilations": (1, 1)}),
+        ("conv", {"weight": np.ones((1, 1, 1, 1)), "strides": (1, 1), "groups": 1, "dilations": (1, 2)}),
+        ("resample", {**READING, "align_corners": True}),
+        ("resample", {**READING, "padding_mode": "constant"}),
         ("conv_transpose", {"weight": np.ones((1, 1, 3, 3)), "x": np.ones((1, 1, 2, 2)), "strides": (2, 2), "pad": []}),
         ("gelu", {"mode": "TANH_APPROXIMATION"}),
     ],

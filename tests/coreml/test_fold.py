@@ -12,7 +12,7 @@ from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS
 from mlx_depth.io.colormaps import COLORMAPS, colormap_table
 from mlx_depth.nn.block import Block
 from mlx_depth.nn.patch_embed import PatchEmbed
-from mlx_depth.nn.rope import grid_rotation, rotate
+from mlx_depth.nn.rope import centered_rotation, grid_rotation, rotate
 from mlx_depth.nn.uv_position import add_uv_position
 
 
@@ -83,12 +83,14 @@ def test_straight_pieces_follow_the_color_map(colormap):
 
 
 def test_rotation_of_partners_equals_rope():
-    rotation = grid_rotation((3, 4), 16)
     x = seeded("tokens", (13, 16))
-    expected = np.array(rotate(mx.array(x)[None, None], rotation))[0, 0]
-    cos, sin = fold.fold_rotation(rotation)
     a, b, c, d = np.split(x, 4, axis=1)
-    assert relative_error(x * cos + np.concatenate([b, a, d, c], axis=1) * sin, expected) < 1e-6
+    of_quarters = grid_rotation((3, 4), 16), [b, a, d, c]
+    of_halves = centered_rotation((2, 4), mx.array([1.0, 2, 5, 9]), leading=5), [c, d, a, b]
+    for rotation, partners in (of_quarters, of_halves):
+        expected = np.array(rotate(mx.array(x)[None, None], rotation))[0, 0]
+        cos, sin = fold.fold_rotation(rotation)
+        assert relative_error(x * cos + np.concatenate(partners, axis=1) * sin, expected) < 1e-6
 
 
 def test_rows_and_columns_equal_the_uv_embedding():

@@ -11,9 +11,13 @@ from support import seeded
 
 from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.checkpoints.checkpoint import Checkpoint
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
+from mlx_depth.heads.sdt import SDTConfig
+from mlx_depth.models.anydepth.family import PROCESSOR as ANYDEPTH
+from mlx_depth.models.anydepth.network import AnyDepthConfig
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.models.depth_anything_3.network import NORM_EPS, DepthAnything3Config, DepthAnything3MonoConfig
 from mlx_depth.models.families import FAMILIES
@@ -57,6 +61,16 @@ def tiny_mono(*, metric: bool = False) -> Checkpoint:
     return changed(mono, head__sky_conv3__bias=np.full(1, SKY_BIAS, np.float32))
 
 
+def tiny_anydepth(**backbone: Any) -> Checkpoint:
+    """AnyDepth of four layers; ``backbone`` replaces fields of its backbone's config."""
+    sizes: dict[str, Any] = {"embed_dim": 64, "num_layers": 4, "num_heads": 2, "hidden_dim": 128}
+    config = AnyDepthConfig(
+        DINOv3Config(**{**sizes, "out_layers": (0, 1, 2, 3), "normalized": False, **backbone}),
+        SDTConfig(in_dim=64, features=16, hidden_channels=8),
+    )
+    return filled(ModelSpec("tiny-anydepth", "anydepth", config, ANYDEPTH, license="Apache-2.0"))
+
+
 @functools.lru_cache(maxsize=1)
 def full_size(name: str) -> Checkpoint:
     """A published model with weights filled from names."""
@@ -66,8 +80,10 @@ def full_size(name: str) -> Checkpoint:
 def filled(spec: ModelSpec) -> Checkpoint:
     parameters = tree_flatten(FAMILIES[spec.family].network(spec.config).parameters())
     weights = {name: mx.array(weight(name, array.shape)) for name, array in parameters}
-    if spec.family != "depth_anything":  # logarithms of depth, which are small
+    if spec.family.startswith("depth_anything_3"):  # logarithms of depth, which are small
         weights["head.conv3.weight"] *= 0.25
+    if spec.family == "anydepth":  # maps whose pixels differ
+        weights |= {name: 4 * weights[name] for name in weights if "projection" in name}
     return Checkpoint(spec, "mlx", weights)
 
 
@@ -80,6 +96,10 @@ def changed(checkpoint: Checkpoint, **tensors: Any) -> Checkpoint:
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Products keep their scale, gains stay near one, embeddings are small, so that LayerNorm's epsilon counts."""
+    if name.endswith("rope_periods"):
+        return (100 ** (np.arange(shape[0]) / shape[0])).astype(np.float32)
+    if name.endswith("init_pos"):  # as DySample's: of four pixels, a quarter to each side; groups, then pixels
+        return np.repeat([[-1, 1, -1, 1], [-1, -1, 1, 1]], shape[1] // 8, axis=0).reshape(shape).astype(np.float32) / 4
     if name.endswith("gamma"):
         return 0.3 + seeded(name, shape, 0.05)
     if "patch_embed" in name or name.endswith(("_token", "_tokens", "pos_embed")):

@@ -58,7 +58,7 @@ def main() -> None:
         "provenance": provenance,
         "cases": {case.name: case._asdict() for case in CASES},
         "published": {width: published(upstream, width) for width in WIDTHS},
-        "shapes": {case.name: shapes(build(upstream, case)) for case in CASES},
+        "shapes": {case.name: authors_sdt.shapes(build(upstream, case)) for case in CASES},
     }
     arrays = {f"{case.name}.{key}": array for case in CASES for key, array in run(upstream, case).items()}
     np.savez_compressed(ROOT / "tests/goldens/sdt.npz", facts=json.dumps(facts), **arrays)
@@ -72,11 +72,7 @@ def published(upstream: Any, width: int) -> dict[str, Any]:
     """Names, shapes and the number of parameters of a published size; no memory is taken."""
     with torch.device("meta"):
         network = upstream([width] * 4, n_output_channels=1, use_cls_token=True)
-    return {"parameters": sum(p.numel() for p in network.parameters()), "shapes": shapes(network)}
-
-
-def shapes(network: Any) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {"parameters": sum(p.numel() for p in network.parameters()), "shapes": authors_sdt.shapes(network)}
 
 
 def run(upstream: Any, case: Case) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ from mlx_depth.models.depth_anything_3.network import (
 )
 from mlx_depth.models.depth_pro.network import DepthProConfig
 from mlx_depth.models.families import FAMILIES
+from mlx_depth.models.prompt_depth_anything.network import PromptDepthAnythingConfig
 from mlx_depth.nn import ops
 
 _PLAIN = DINOv2Config(embed_dim=32, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3))
@@ -51,9 +52,10 @@ TINY: dict[str, NetworkConfig] = {
     "depth_anything_3_nested": DepthAnything3NestedConfig(_ANY_VIEW, _MONO),
     "depth_pro": DepthProConfig(PyramidConfig(_WINDOWS, padding=1), MultiresConfig(32, (16, 16, 16), features=16)),
     "anydepth": AnyDepthConfig(DINOv3Config(32, 4, 2, 64, (0, 1, 2, 3)), SDTConfig(32, features=16)),
+    "prompt_depth_anything": PromptDepthAnythingConfig(_PLAIN, dataclasses.replace(_DPT, activation="sigmoid")),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"image": {}, "views": {"gaussians": True}, "video": {}}
-SHAPES_OF_CONDITIONS = {"extrinsics": (3, 4), "intrinsics": (3, 3)}
+SHAPES_OF_CONDITIONS = {"extrinsics": (3, 4), "intrinsics": (3, 3), "prompt_depth": (19, 25)}
 LEADING_AXES = {"image": (2,), "views": (1, 3), "video": (1, 4)}
 # MLX's decompositions run on the CPU alone: ``mx.linalg`` refuses them a GPU's stream.
 WITHOUT_GPU_KERNEL = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}

@@ -110,7 +110,7 @@ def _check_function(
         float32=agreement(exact.outputs),
         float16=None if rounded is None else agreement(rounded.outputs),
         largest=exact.largest,
-        structure=read_structure(function),
+        structure=read_structure(function, emitter_of(spec).float32_prefixes),
         interface_faults=(*interface, *_value_faults(final, expected)),
         devices=tuple(devices),
     )

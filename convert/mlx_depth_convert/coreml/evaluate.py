@@ -55,7 +55,8 @@ class Structure:
     """What can be said of a function without running it."""
 
     operations: dict[str, int]  # by type, the most frequent first
-    float32: list[str]  # names of the operations that compute in float32, casts left out
+    float32: list[str]  # names of the operations that compute in float32, casts and ``kept`` left out
+    kept: list[str]  # names of those that do so on purpose
     largest_rank: int
     largest_side: int
 
@@ -117,13 +118,20 @@ def run_function(function: Any, image: npt.NDArray[np.uint8], *, float16: bool) 
     return Run({var.name: known[var.name] for var in function.outputs}, largest)
 
 
-def read_structure(function: Any) -> Structure:
-    """Count a function's operations, and find what keeps it off the Neural Engine: float32, rank, length of a side."""
+def read_structure(function: Any, float32_prefixes: tuple[str, ...] = ()) -> Structure:
+    """Count a function's operations, and find what keeps it off the Neural Engine: float32, rank, length of a side.
+
+    Args:
+        function: One of ``Program.functions``.
+        float32_prefixes: What the names of operations begin with that compute in float32 on purpose.
+    """
     computing = [operation for operation in function.operations if not _is_constant(operation)]
     shapes = [var.shape for operation in computing for var in operation.outputs]
+    wide = [op.name for op in computing if op.op_type != "cast" and _type_name(op.outputs[0]) == "fp32"]
     return Structure(
         operations=dict(Counter(operation.op_type for operation in computing).most_common()),
-        float32=[op.name for op in computing if op.op_type != "cast" and _type_name(op.outputs[0]) == "fp32"],
+        float32=[name for name in wide if not name.startswith(float32_prefixes)],
+        kept=[name for name in wide if name.startswith(float32_prefixes)],
         largest_rank=max(len(shape) for shape in shapes),
         largest_side=max(max(shape) for shape in shapes),
     )
@@ -191,24 +199,25 @@ def _lookup(var: Any, known: Mapping[str, Any]) -> Any:
 
 
 def _conv(v: Values) -> Array:
-    """Sums products over the kernel's positions; groups and dilations are not used by our graphs."""
-    weight, (sy, sx) = v["weight"], v["strides"]
-    if v["groups"] != 1 or any(dilation != 1 for dilation in v["dilations"]):
-        raise CheckpointError("a convolution has groups or dilations, which the evaluator does not know.")
+    """Sums products over the kernel's positions; dilations are not used by our graphs."""
+    weight, groups, (sy, sx) = v["weight"], int(v["groups"]), v["strides"]
+    if any(dilation != 1 for dilation in v["dilations"]):
+        raise CheckpointError("a convolution has dilations, which the evaluator does not know.")
     x = v["x"]
     if v["pad_type"] == "custom":
         top, bottom, left, right = v["pad"]
         x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    kh, kw = weight.shape[2:]
+    outer, inner, kh, kw = weight.shape
+    kernel = weight.reshape(groups, outer // groups, inner, kh, kw)
     height, width = (x.shape[2] - kh) // sy + 1, (x.shape[3] - kw) // sx + 1
-    total = np.zeros((weight.shape[0], height * width), np.float32)
+    total = np.zeros((groups, outer // groups, height * width), np.float32)
     for dy in range(kh):
         for dx in range(kw):
             window = x[0, :, dy : dy + sy * (height - 1) + 1 : sy, dx : dx + sx * (width - 1) + 1 : sx]
-            total += weight[:, :, dy, dx] @ window.reshape(len(window), -1)
+            total += kernel[..., dy, dx] @ window.reshape(groups, inner, -1)
     if "bias" in v:
-        total += v["bias"][:, None]
-    return total.reshape(1, -1, height, width)
+        total += v["bias"].reshape(groups, -1, 1)
+    return total.reshape(1, outer, height, width)
 
 
 def _conv_transpose(v: Values) -> Array:
@@ -298,6 +307,48 @@ def _interpolate(x: Array, axis: int, size: int, align_corners: bool) -> Array:
     return y
 
 
+def _pixel_shuffle(v: Values) -> Array:
+    factor = int(v["upscale_factor"])
+    B, C, H, W = v["x"].shape
+    x: Array = v["x"].reshape(B, -1, factor, factor, H, W).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(B, C // factor**2, factor * H, factor * W)
+
+
+def _resample(v: Values) -> Array:
+    """What lies beyond the border reads the border; -1 and 1 are the outer edges of the first and last pixels."""
+    modes = {key: v[key] for key in ("sampling_mode", "padding_mode", "coordinates_mode", "align_corners")}
+    known = {
+        "sampling_mode": "bilinear",
+        "padding_mode": "border",
+        "coordinates_mode": "normalized_minus_one_to_one",
+        "align_corners": False,
+    }
+    if modes != known:
+        raise CheckpointError(f"a map is read by {modes}, which the evaluator does not know.")
+    x, coordinates = v["x"], v["coordinates"].astype(np.float64)
+    _, _, H, W = x.shape
+    left, right, across = _neighbors(coordinates[..., 0], W)
+    top, bottom, down = _neighbors(coordinates[..., 1], H)
+    image = np.arange(len(x))[:, None, None]
+
+    def row(index: npt.NDArray[np.int64]) -> Array:
+        first, second = x[image, :, index, left], x[image, :, index, right]  # (B, h, w, C)
+        mixed: Array = first + (second - first) * across
+        return mixed
+
+    upper = row(top)
+    return np.ascontiguousarray((upper + (row(bottom) - upper) * down).transpose(0, 3, 1, 2))
+
+
+def _neighbors(
+    positions: npt.NDArray[np.float64], side: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array]:
+    """The pixels before and after positions along an axis, and the share of the latter, with an axis for channels."""
+    points = np.clip(((positions + 1) * side - 1) / 2, 0, side - 1)
+    first = points.astype(np.int64)
+    return first, np.minimum(first + 1, side - 1), (points - first).astype(np.float32)[..., None]
+
+
 def _slice(v: Values) -> Array:
     closed = [False] * v["x"].ndim
     bounds = zip(v["begin"], v["end"], v.get("begin_mask", closed), v.get("end_mask", closed), strict=True)
@@ -324,10 +375,12 @@ HANDLERS: dict[str, Callable[[Values], Any]] = {
     "matmul": _matmul,
     "maximum": lambda v: np.maximum(v["x"], v["y"]),
     "mul": lambda v: v["x"] * v["y"],
+    "pixel_shuffle": _pixel_shuffle,
     "real_div": lambda v: v["x"] / v["y"],
     "reduce_max": lambda v: v["x"].max(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
     "reduce_min": lambda v: v["x"].min(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
     "relu": lambda v: np.maximum(v["x"], np.float32(0)),
+    "resample": _resample,
     "reshape": lambda v: v["x"].reshape(tuple(v["shape"])),
     "scaled_dot_product_attention": _attention,
     "sigmoid": _sigmoid,

@@ -15,13 +15,14 @@ from mlx_depth_convert.coreml.emitters.base import Plan, Size
 
 SizeRequest = str | Size
 
-# (height, width): the long side is 518, so that both sides stay near the pixel count of the training images.
-PRESETS: dict[str, Size] = {
-    "landscape": (392, 518),
-    "portrait": (518, 392),
-    "square": (518, 518),
-    "wide": (294, 518),
-    "tall": (518, 294),
+LONG_SIDE = 518  # pixels at most, so that both sides stay near the pixel count of the training images
+# Height and width in parts of the long side; for patches of 14 pixels 392x518, 518x392, 518x518, 294x518 and 518x294.
+PRESETS: dict[str, tuple[float, float]] = {
+    "landscape": (3 / 4, 1),
+    "portrait": (1, 3 / 4),
+    "square": (1, 1),
+    "wide": (9 / 16, 1),
+    "tall": (1, 9 / 16),
 }
 ASPECTS = {"4:3": "landscape", "3:4": "portrait", "1:1": "square", "16:9": "wide", "9:16": "tall"}
 SIZES = (*PRESETS, *ASPECTS)
@@ -68,7 +69,7 @@ def parse_size(request: SizeRequest, *, multiple_of: int) -> Size:
     Raises:
         OptionError: If there is no such preset, or the sides do not fit.
     """
-    size = _read_size(request)
+    size = _read_size(request, multiple_of)
     fitting = tuple(max(1, round(side / multiple_of)) * multiple_of for side in size)
     if size != fitting:
         raise OptionError(
@@ -80,13 +81,20 @@ def parse_size(request: SizeRequest, *, multiple_of: int) -> Size:
     return size
 
 
-def _read_size(request: SizeRequest) -> Size:
+def preset_size(name: str, *, multiple_of: int) -> Size:
+    """The ``(height, width)`` of one of ``PRESETS`` in pixels; ``multiple_of`` as for ``parse_size``."""
+    long_side = LONG_SIDE // multiple_of
+    height, width = (round(part * long_side) * multiple_of for part in PRESETS[name])
+    return height, width
+
+
+def _read_size(request: SizeRequest, multiple_of: int) -> Size:
     if not isinstance(request, str):
         if len(request) != 2 or not all(isinstance(side, int) for side in request):
             raise OptionError(f"the size {request} is not (height, width): give two whole numbers.")
         return request
     if request in SIZES:
-        return PRESETS[ASPECTS.get(request, request)]
+        return preset_size(ASPECTS.get(request, request), multiple_of=multiple_of)
     match = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", request)
     if match is None:
         close = similar(request, SIZES)
@@ -95,9 +103,9 @@ def _read_size(request: SizeRequest) -> Size:
     return int(match[1]), int(match[2])
 
 
-def function_name(size: Size) -> str:
-    """The name of a package's function for a size: the preset's, else ``size_HxW``."""
-    presets = {preset_size: name for name, preset_size in PRESETS.items()}
+def function_name(size: Size, *, multiple_of: int) -> str:
+    """The name of a package's function for a size: the preset's, else ``size_HxW``; ``multiple_of`` as above."""
+    presets = {preset_size(name, multiple_of=multiple_of): name for name in PRESETS}
     return presets.get(size, f"size_{size[0]}x{size[1]}")
 
 
@@ -149,7 +157,7 @@ def _functions(sizes: SizeRequest | Iterable[SizeRequest], *, multiple_of: int) 
     repeated = [size for index, size in enumerate(parsed) if size in parsed[:index]]
     if repeated:
         raise OptionError(f"the size {repeated[0][0]}x{repeated[0][1]} is given twice: leave one out.")
-    return {function_name(size): size for size in parsed}
+    return {function_name(size, multiple_of=multiple_of): size for size in parsed}
 
 
 def _target(target: str | None, *, several: bool, sdpa: bool) -> str:

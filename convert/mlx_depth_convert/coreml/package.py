@@ -59,8 +59,8 @@ def export_coreml(
         model: As ``source`` of ``mlx_depth.load``, or a checkpoint that was read already.
         out: The package to write, ``….mlpackage``, or a folder to write it in.
         sizes: One or more of ``options.SIZES``, ``"HxW"`` or ``(height, width)`` in pixels, multiples of the patch
-            size, 14. Several
-            become one package with a function each, the first being the default; the weights are shared.
+            size (14, or 16 for AnyDepth). Several become one package with a function each, the first being the
+            default; the weights are shared.
         precision: ``"float16"`` (the Neural Engine takes nothing else) or ``"float32"``.
         target: Oldest system that can run it, one of ``options.TARGETS``; None: iOS 17 and macOS 14, or iOS 18 and
             macOS 15 where several sizes or ``sdpa`` need them.
@@ -153,12 +153,20 @@ def _convert(job: _Job, size: Size) -> Any:
             program,
             source="milinternal",
             convert_to="mlprogram",
-            compute_precision=getattr(ct.precision, plan.precision.upper()),
+            compute_precision=_precision(plan.precision, emitter.float32_prefixes),
             inputs=[ct.ImageType(name=IMAGE, shape=(1, 3, *size), color_layout=ct.colorlayout.RGB)],
             minimum_deployment_target=getattr(ct.target, plan.target),
             skip_model_load=True,
         )
     return model if plan.compress is None else compress_weights(model, plan.compress, emitter.float_prefixes)
+
+
+def _precision(precision: str, float32_prefixes: tuple[str, ...]) -> Any:
+    """What ``ct.convert`` takes: float32, or float16 but for operations whose names begin so."""
+    ct = tools.coremltools()
+    if precision == "float32":
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=lambda op: not op.name.startswith(float32_prefixes))
 
 
 def _emit(job: _Job, size: Size) -> tuple[Any, Emitter]:
@@ -206,7 +214,8 @@ def _describe(spec: Any, job: _Job) -> None:
             feature.shortDescription = texts[feature.name]
     metadata = description.metadata
     metadata.Clear()
-    owner = model.hub_id.split("/")[0] if model.hub_id is not None else "unknown"
+    repo = model.hub_id or model.convert_from
+    owner = "unknown" if repo is None else repo.split("/")[0]
     metadata.shortDescription = f"{model.name}: {depth} {emitter.note}".rstrip()
     metadata.author = f"{owner} (weights), mlx-depth (conversion)"
     metadata.license = model.license or "unknown: ask the authors of the weights"

@@ -83,6 +83,7 @@ class FunctionReport:
         lines = [f"{self.name} {height}x{width}", f"  float32 arithmetic   {self.float32}"]
         if self.float16 is not None:
             lines.append(f"  simulated float16    {self.float16}")
+        kept = f", and {len(structure.kept)} on purpose" if structure.kept else ""
         lines += [f"  Core ML {run.unit:<12} {run}" for run in self.devices]
         words = [f"{kind} {count}" for kind, count in structure.operations.items()]
         peaks = sorted(self.largest.items(), key=lambda item: -item[1][0])
@@ -90,7 +91,7 @@ class FunctionReport:
             [
                 *lines,
                 f"  operations           {sum(structure.operations.values())}: {', '.join(words)}",
-                f"  in float32           {len(structure.float32)}",
+                f"  in float32           {len(structure.float32)}{kept}",
                 f"  tensors              rank at most {structure.largest_rank}, side at most {structure.largest_side}",
                 f"  largest values       (float16 ends at {FLOAT16_LIMIT:g})",
                 *(f"    {kind:<18} {peak:10.4g}  {where}" for kind, (peak, where) in peaks),

@@ -2,6 +2,7 @@
 
 from mlx_depth.errors import OptionError
 from mlx_depth.registry import ModelSpec
+from mlx_depth_convert.coreml.emitters.anydepth import AnyDepthEmitter
 from mlx_depth_convert.coreml.emitters.base import Emitter
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
 from mlx_depth_convert.coreml.emitters.depth_anything_3 import AnyViewEmitter, MonoEmitter
@@ -10,12 +11,15 @@ EMITTERS: dict[str, type[Emitter]] = {
     "depth_anything": DepthAnythingEmitter,
     "depth_anything_3": AnyViewEmitter,
     "depth_anything_3_mono": MonoEmitter,
+    "anydepth": AnyDepthEmitter,
 }
 REFUSED = {  # family → why, and what to do instead
     "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "
     "depth-anything-3-metric-large, whose metres need the focal length, or depth-anything-3-large-1.1",
     "depth_pro": "is three transformers, of 952 million parameters together, one of which sees 35 windows of a photo: "
     "choose a depth-anything-v2-metric model",
+    "prompt_depth_anything": "takes distances beside the photo, for which a package has no input yet: choose "
+    "depth-anything-v2-metric-indoor-small",
 }
 
 

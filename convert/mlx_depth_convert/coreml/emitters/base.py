@@ -72,6 +72,9 @@ class Emitter:
     float_prefixes: ClassVar[tuple[str, ...]] = ()
     """What the names of weights begin with that compression leaves alone."""
 
+    float32_prefixes: ClassVar[tuple[str, ...]] = ()
+    """What the names of operations begin with that a float16 package computes in float32, too."""
+
     extras: ClassVar[Mapping[str, str]] = {}
     """Image outputs beside the depth: name, which is that of the field of ``DepthOutputs``, → what it means."""
 

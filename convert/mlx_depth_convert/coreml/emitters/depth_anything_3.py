@@ -10,10 +10,10 @@ from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.heads import dual_dpt
 from mlx_depth.models.depth_anything_3.metric import FOCAL_LENGTH, LEAST_SKY
 from mlx_depth.models.depth_anything_3.network import DepthAnything3Config, DepthAnything3MonoConfig
-from mlx_depth.nn.rope import Rotation, common_rotation, grid_rotation
+from mlx_depth.nn.rope import common_rotation, grid_rotation
 from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import Layer, Size, Var
-from mlx_depth_convert.coreml.emitters.dinov2_dpt import DINOv2DPTEmitter, Turn
+from mlx_depth_convert.coreml.emitters.dinov2_dpt import DINOv2DPTEmitter
 from mlx_depth_convert.coreml.names import CONFIDENCE, SKY
 
 
@@ -58,10 +58,6 @@ class AnyViewEmitter(DINOv2DPTEmitter):
             if index in config.out_layers:
                 tapped.append(self.tap(local, x, f"tap{len(tapped)}"))
         return tapped
-
-    def rotation(self, rotation: Rotation, name: str) -> Turn:
-        cos, sin = (self.token_constant(table) for table in fold.fold_rotation(rotation))
-        return self.mb.const(val=cos, name=f"{name}_cos"), self.mb.const(val=sin, name=f"{name}_sin")
 
     def with_camera_token(self, x: Var) -> Var:
         """The class token gives its place to the camera token."""

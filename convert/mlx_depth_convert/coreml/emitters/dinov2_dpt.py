@@ -1,77 +1,41 @@
-"""DINOv2 and a DPT head as a Core ML graph, one fixed input size a function: the trunk of several families.
+"""DINOv2 and a DPT head as a Core ML graph: the trunk of several families."""
 
-Two layouts. ``ane``: tokens are (1, C, 1, S) and linear layers 1×1 convolutions, as Apple's "Deploying Transformers on
-the Apple Neural Engine" (2022) advises. ``gpu``: tokens are (1, S, C). Maps are (1, C, h, w) in both.
-"""
-
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2Config
 from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
-from mlx_depth.nn.attention import QK_NORM_EPS
 from mlx_depth_convert.coreml.emitters import fold
-from mlx_depth_convert.coreml.emitters.base import Affine, Array, Emitter, Layer, Size, Var
+from mlx_depth_convert.coreml.emitters.base import Layer, Size, Var
+from mlx_depth_convert.coreml.emitters.vit import ViTEmitter
 
 Map = tuple[Var, Size]  # (1, C, h, w) and its (h, w)
-Turn = tuple[Var, Var]  # what ``fold.fold_rotation`` gives, as constants of the graph
 
-SPLIT_MAX_HEADS, SPLIT_MAX_LAYERS = 12, 12  # base; split, a large model compiles five times longer
 FLOOR_MARGIN = 1e-4  # Core ML floors size × factor, which must not fall one pixel short
 
 
-class DINOv2DPTEmitter(Emitter):
+class DINOv2DPTEmitter(ViTEmitter):
     """What the families share; each says how its last values become maps."""
 
-    float_prefixes: ClassVar[tuple[str, ...]] = ("patch_embed", "position_add", "lead_tokens")
-    """Embeddings: small, and every error in them stays."""
-
+    float_prefixes: ClassVar[tuple[str, ...]] = (*ViTEmitter.float_prefixes, "position_add")
     head_norm: ClassVar[str] = "backbone.norm"
     """The LayerNorm whose affine the head's projections take."""
-
-    @staticmethod
-    def multiple_of(config: Any) -> int:
-        """The patch size."""
-        patch_size: int = config.backbone.patch_size
-        return patch_size
-
-    @staticmethod
-    def splits_attention(config: Any) -> bool:
-        """Up to the size of base."""
-        backbone: DINOv2Config = config.backbone
-        return backbone.num_heads <= SPLIT_MAX_HEADS and backbone.num_layers <= SPLIT_MAX_LAYERS
 
     @property
     def backbone(self) -> DINOv2Config:
         backbone: DINOv2Config = self.spec.config.backbone
         return backbone
 
-    def maps(self, image: Var, size: Size, name: str) -> list[Var]:
-        """8-bit RGB as floats, (1, 3, H, W), to depth and extras, (1, 1, H, W) each."""
-        patch = self.backbone.patch_size
-        grid_size = (size[0] // patch, size[1] // patch)
-        tapped = self.transformer(self.embed(image, grid_size), grid_size)
-        fused = self.fuse([self.reassemble(x, level, grid_size) for level, x in enumerate(tapped)])
-        return self.activate(self.read_out(fused, size), name)
+    @property
+    def block_eps(self) -> float:
+        """The same for all."""
+        return LAYER_NORM_EPS
 
-    def activate(self, values: Var, name: str) -> list[Var]:
-        """What is read out, (1, K, H, W), to depth and extras; the depth's operation is called ``name``."""
-        raise NotImplementedError
-
-    # Backbone
-
-    def embed(self, image: Var, grid_size: Size) -> Var:
-        """Image to tokens on the scaled residual stream."""
-        offset, layer = fold.fold_pixels(self.spec.processor, self.weights)
-        x = self.mb.mul(x=image, y=np.float32(fold.PIXEL_SCALE), name="pixels_scaled")
-        x = self.mb.add(x=x, y=offset.reshape(1, 3, 1, 1), name="pixels")
-        x = self.convolve(x, layer, "patch_embed", stride=self.backbone.patch_size)
-        x = self.to_tokens(x, grid_size)
+    def positioned(self, x: Var, grid_size: Size) -> Var:
+        """Add the position table."""
         positions = fold.fold_positions(self.backbone, self.weights, grid_size)
-        x = self.mb.add(x=x, y=self.token_constant(positions), name="position_add")
-        lead = self.mb.const(val=self.token_constant(fold.fold_tokens(self.backbone, self.weights)), name="lead_tokens")
-        return self.mb.concat(values=[lead, x], axis=self.token_axis, name="tokens")
+        return self.mb.add(x=x, y=self.token_constant(positions), name="position_add")
 
     def transformer(self, x: Var, grid_size: Size) -> list[Var]:
         """Tokens to the normalized tokens of the tapped layers."""
@@ -83,153 +47,21 @@ class DINOv2DPTEmitter(Emitter):
                 tapped.append(self.norm(x, f"tap{len(tapped)}_norm", eps=eps))
         return tapped
 
-    def block(self, x: Var, index: int, turn: Turn | None = None) -> Var:
-        sdpa = self.plan.attention == "sdpa"
-        block = fold.fold_block(self.backbone, self.weights, index, softmax_scale=not sdpa)
-        name, eps = f"block{index}", fold.stream_eps(LAYER_NORM_EPS)
-        y = self.norm(x, f"{name}_norm1", eps=eps)
-        query, key, value = (
-            self.to_heads(self.linear(y, layer, f"{name}_{part}"), f"{name}_{part}", norm, turn)
-            for part, layer, norm in (
-                ("query", block.query, block.query_norm),
-                ("key", block.key, block.key_norm),
-                ("value", block.value, None),
-            )
-        )
-        y = self.from_heads(self.attend(query, key, value, name), f"{name}_merged")
-        x = self.mb.add(x=x, y=self.linear(y, block.out, f"{name}_out"), name=f"{name}_attended")
-        y = self.mlp(self.norm(x, f"{name}_norm2", eps=eps), block.mlp, name)
-        return self.mb.add(x=x, y=y, name=name)
+    def decode(self, tapped: list[Var], grid_size: Size, name: str) -> list[Var]:
+        """Normalized tokens to depth and extras."""
+        fused = self.fuse([self.reassemble(x, level, grid_size) for level, x in enumerate(tapped)])
+        patch = self.backbone.patch_size
+        return self.activate(self.read_out(fused, (grid_size[0] * patch, grid_size[1] * patch)), name)
 
-    def mlp(self, x: Var, layers: tuple[Layer, ...], name: str) -> Var:
-        if self.backbone.swiglu:
-            gate, up, down = layers
-            activated = self.mb.silu(x=self.linear(x, gate, f"{name}_gate"), name=f"{name}_silu")
-            hidden = self.mb.mul(x=activated, y=self.linear(x, up, f"{name}_up"), name=f"{name}_hidden")
-            return self.linear(hidden, down, f"{name}_down")
-        fc1, fc2 = layers
-        hidden = self.mb.gelu(x=self.linear(x, fc1, f"{name}_fc1"), mode="EXACT", name=f"{name}_gelu")
-        return self.linear(hidden, fc2, f"{name}_fc2")
-
-    def attend(self, query: Var, key: Var, value: Var, name: str) -> Var:
-        if self.plan.attention == "sdpa":
-            return self.attend_sdpa(query, key, value, name)
-        heads = self.backbone.num_heads
-        if self.plan.attention == "batched" or heads == 1:
-            return self.attend_heads(query, key, value, name)
-        queries, keys, values = (
-            self.mb.split(x=x, num_splits=heads, axis=1, name=f"{name}_{part}_split")
-            for x, part in ((query, "query"), (key, "key"), (value, "value"))
-        )
-        attended = [
-            self.attend_heads(q, k, v, f"{name}_head{index}")
-            for index, (q, k, v) in enumerate(zip(queries, keys, values, strict=True))
-        ]
-        return self.mb.concat(values=attended, axis=1, name=f"{name}_heads")
-
-    def attend_heads(self, query: Var, key: Var, value: Var, name: str) -> Var:
-        """(1, heads, d, S) each for ``ane``, (1, heads, S, d) for ``gpu``; so is the result."""
-        ane = self.is_ane
-        scores = self.mb.matmul(x=query, y=key, transpose_x=ane, transpose_y=not ane, name=f"{name}_scores")
-        attention = self.mb.softmax(x=scores, axis=-1, name=f"{name}_softmax")
-        if ane:
-            return self.mb.matmul(x=value, y=attention, transpose_y=True, name=f"{name}_attention")
-        return self.mb.matmul(x=attention, y=value, name=f"{name}_attention")
-
-    def attend_sdpa(self, query: Var, key: Var, value: Var, name: str) -> Var:
-        if self.is_ane:
-            query, key, value = (
-                self.mb.transpose(x=x, perm=[0, 1, 3, 2], name=f"{name}_{part}_rows")
-                for x, part in ((query, "query"), (key, "key"), (value, "value"))
-            )
-        y = self.mb.scaled_dot_product_attention(query=query, key=key, value=value, name=f"{name}_attention")
-        return self.mb.transpose(x=y, perm=[0, 1, 3, 2], name=f"{name}_columns") if self.is_ane else y
-
-    def turn(self, x: Var, turn: Turn, name: str) -> Var:
-        """Rotary positions: each channel and the one that it turns with, along the channel axis."""
-        axis = self.channel_axis(x)
-        a, b, c, d = self.mb.split(x=x, num_splits=4, axis=axis, name=f"{name}_quarters")
-        partners = self.mb.concat(values=[b, a, d, c], axis=axis, name=f"{name}_partners")
-        cos, sin = turn
-        straight = self.mb.mul(x=x, y=cos, name=f"{name}_cos")
-        return self.mb.add(x=straight, y=self.mb.mul(x=partners, y=sin, name=f"{name}_sin"), name=name)
-
-    # What differs between the layouts
-
-    @property
-    def is_ane(self) -> bool:
-        return self.plan.layout == "ane"
-
-    @property
-    def token_axis(self) -> int:
-        return 3 if self.is_ane else 1
-
-    def channel_axis(self, x: Var) -> int:
-        return 1 if self.is_ane else len(x.shape) - 1
-
-    def token_constant(self, rows: Array) -> Array:
-        """(S, C) → (1, C, 1, S) or (1, S, C)."""
-        return np.ascontiguousarray(rows.T)[None, :, None] if self.is_ane else rows[None]
-
-    def to_tokens(self, x: Var, grid_size: Size) -> Var:
-        count, dims = grid_size[0] * grid_size[1], self.backbone.embed_dim
-        if self.is_ane:
-            return self.mb.reshape(x=x, shape=[1, dims, 1, count], name="patches")
-        x = self.mb.reshape(x=x, shape=[1, dims, count], name="patch_columns")
-        return self.mb.transpose(x=x, perm=[0, 2, 1], name="patches")
-
-    def to_map(self, x: Var, grid_size: Size, name: str) -> Var:
-        """Tokens without the leading ones → (1, C, gh, gw)."""
-        x = self.patches(x, f"{name}_patches")
-        if not self.is_ane:
-            x = self.mb.transpose(x=x, perm=[0, 2, 1], name=f"{name}_columns")
-        return self.mb.reshape(x=x, shape=[1, self.spec.config.head.in_dim, *grid_size], name=f"{name}_map")
-
-    def patches(self, x: Var, name: str) -> Var:
-        """Tokens without the leading ones."""
-        begin = [0] * len(x.shape)
-        begin[self.token_axis] = 1 + self.backbone.num_register_tokens
-        return self.mb.slice_by_index(x=x, begin=begin, end=[0] * len(begin), end_mask=[True] * len(begin), name=name)
-
-    def norm(self, x: Var, name: str, *, eps: float, affine: Affine | None = None) -> Var:
-        gain = {} if affine is None else {"gamma": affine.gamma, "beta": affine.beta}
-        return self.mb.layer_norm(x=x, axes=[self.channel_axis(x)], epsilon=np.float32(eps), name=name, **gain)
-
-    def linear(self, x: Var, layer: Layer, name: str) -> Var:
-        if self.is_ane:
-            return self.mb.conv(x=x, weight=layer.weight[:, :, None, None], bias=layer.bias, name=name)
-        return self.mb.linear(x=x, weight=layer.weight, bias=layer.bias, name=name)
-
-    def to_heads(self, x: Var, name: str, norm: Affine | None, turn: Turn | None) -> Var:
-        """Tokens to (1, heads, d, S) for ``ane``, (1, heads, S, d) for ``gpu``, normalized and turned where wanted."""
-        heads, tokens = self.backbone.num_heads, x.shape[self.token_axis]
-        dims = self.backbone.embed_dim // heads
-        if self.is_ane:
-            if norm is not None:  # heads for a batch: the axis that LayerNorm likes is that of the channels
-                x = self.mb.reshape(x=x, shape=[heads, dims, 1, tokens], name=f"{name}_apart")
-                x = self.normed(x, f"{name}_normed", norm, turn)
-            return self.mb.reshape(x=x, shape=[1, heads, dims, tokens], name=f"{name}_heads")
-        x = self.mb.reshape(x=x, shape=[1, tokens, heads, dims], name=f"{name}_heads_split")
-        x = self.mb.transpose(x=x, perm=[0, 2, 1, 3], name=f"{name}_heads")
-        return x if norm is None else self.normed(x, f"{name}_normed", norm, turn)
-
-    def normed(self, x: Var, name: str, norm: Affine, turn: Turn | None) -> Var:
-        x = self.norm(x, name, eps=QK_NORM_EPS, affine=norm)
-        return x if turn is None else self.turn(x, turn, f"{name}_turned")
-
-    def from_heads(self, x: Var, name: str) -> Var:
-        dims = self.backbone.embed_dim
-        if self.is_ane:
-            return self.mb.reshape(x=x, shape=[1, dims, 1, x.shape[3]], name=name)
-        x = self.mb.transpose(x=x, perm=[0, 2, 1, 3], name=f"{name}_rows")
-        return self.mb.reshape(x=x, shape=[1, x.shape[1], dims], name=name)
-
-    # Head
+    def activate(self, values: Var, name: str) -> list[Var]:
+        """What is read out, (1, K, H, W), to depth and extras; the depth's operation is called ``name``."""
+        raise NotImplementedError
 
     def reassemble(self, x: Var, level: int, grid_size: Size) -> Map:
         name, path = f"reassemble{level}", f"head.reassemble.{level}"
         projection = fold.fold_projection(self.weights, level, self.head_norm)
-        x = self.convolve(self.to_map(x, grid_size, name), projection, f"{name}_projection")
+        x = self.to_map(self.patches(x, f"{name}_patches"), grid_size, name)
+        x = self.convolve(x, projection, f"{name}_projection")
         x = self.place(x, grid_size, name)
         resampling, (h, w) = RESAMPLINGS[level], grid_size
         if resampling in ("up4", "up2"):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
+from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.nn.position import resize_position_table
 from mlx_depth.nn.rope import Rotation
 from mlx_depth.nn.uv_position import uv_position
@@ -64,11 +65,13 @@ def fold_pixels(processor: Processor, weights: Weights) -> tuple[Array, Layer]:
     return (-centre * PIXEL_SCALE).astype(np.float32), _layer(kernel * STREAM_SCALE, bias * STREAM_SCALE)
 
 
-def fold_tokens(config: DINOv2Config, weights: Weights) -> Array:
+def fold_tokens(weights: Weights) -> Array:
     """The class token with its position, then the register tokens: ``(1 + registers, C)``, on the scaled stream."""
-    cls_token = _wide(weights["backbone.cls_token"])[0] + _wide(weights["backbone.pos_embed"])[0, :1]
+    cls_token = _wide(weights["backbone.cls_token"])[0]
+    if "backbone.pos_embed" in weights:
+        cls_token = cls_token + _wide(weights["backbone.pos_embed"])[0, :1]
     rows = [cls_token]
-    if config.num_register_tokens:
+    if "backbone.register_tokens" in weights:
         rows.append(_wide(weights["backbone.register_tokens"])[0])
     return (np.concatenate(rows) * STREAM_SCALE).astype(np.float32)
 
@@ -81,11 +84,11 @@ def fold_camera_token(weights: Weights) -> Array:
 def fold_rotation(rotation: Rotation) -> tuple[Array, Array]:
     """Factors of each token's channels and of the channels that turn with them, ``(S, d)`` each.
 
-    With the quarters of a head's channels a b c d, the partners are b a d c: the signs go into the sines.
+    Of each group of channels, halves a b have the partners b a: the sign goes into the sines.
     """
-    cos, sin = (np.array(table).reshape(len(table), -1) for table in rotation)
-    signs = np.repeat(np.array([-1, 1, -1, 1], np.float32), sin.shape[1] // 4)
-    return cos, sin * signs
+    cos, sin = (np.array(table) for table in rotation)  # (S, groups, d / groups)
+    signs = np.repeat(np.array([-1, 1], np.float32), sin.shape[2] // 2)
+    return cos.reshape(len(cos), -1), (sin * signs).reshape(len(sin), -1)
 
 
 def fold_uv(size: Size, channels: int) -> tuple[Array, Array]:
@@ -110,7 +113,7 @@ def fold_positions(config: DINOv2Config, weights: Weights, grid_size: tuple[int,
     return (_wide(resized)[0] * STREAM_SCALE).astype(np.float32)
 
 
-def fold_block(config: DINOv2Config, weights: Weights, index: int, *, softmax_scale: bool) -> Block:
+def fold_block(config: DINOv2Config | DINOv3Config, weights: Weights, index: int, *, softmax_scale: bool) -> Block:
     """Fold one transformer block.
 
     Args:
@@ -148,6 +151,42 @@ def fold_projection(weights: Weights, level: int, norm: str) -> Layer:
     return _layer(folded[0][:, :, None, None], folded[1])
 
 
+def fold_readout(weights: Weights, level: int) -> tuple[Layer, Layer, Layer]:
+    """What an SDT head makes of a tapped layer, whose tokens are on the scaled stream.
+
+    Returns:
+        The layers for the patch tokens and for the class token, whose results are added, and the projection.
+    """
+    path = f"head.projections.{level}"
+    patch, image = np.split(_wide(weights[f"{path}.readout.weight"]) / STREAM_SCALE, 2, axis=1)
+    narrow = _layer(_wide(weights[f"{path}.projection.weight"]), None)
+    return _layer(patch, None), _layer(image, _bias(weights, f"{path}.readout")), narrow
+
+
+def fold_shares(weights: Weights) -> Array:
+    """The share of each layer in the map that an SDT head makes of them: ``(layers,)``."""
+    powers = np.exp(_wide(weights["head.layer_weights"]))
+    return (powers / powers.sum()).astype(np.float32)
+
+
+def fold_offsets(weights: Weights, level: int) -> tuple[Layer, Layer, Array]:
+    """How far from a pixel's center a map is read, in pixels: offset · sigmoid(scope) + start, ``(1, C, 1, 1)``."""
+    path = f"head.doublings.{level}.sample"
+    kernel, bias = (_wide(weights[f"{path}.offset.{part}"]) / 2 for part in ("weight", "bias"))
+    offset = _layer(kernel.transpose(0, 3, 1, 2), bias)  # OhwI → OIhw
+    return offset, convolution(weights, f"{path}.scope"), _wide(weights[f"{path}.init_pos"]).astype(np.float32)
+
+
+def fold_pixel_centers(size: Size) -> tuple[Array, Array]:
+    """Centers of a map's pixels, each twice in a row, -1 and 1 being the map's edges.
+
+    Of the pairs (across, down) rows give the second, ``(1, 2 h, 1, 2)``, and columns the first, ``(1, 1, 2 w, 2)``.
+    """
+    down, across = (np.repeat((2 * np.arange(side) + 1) / side - 1, 2) for side in size)
+    rows, columns = np.stack([0 * down, down], axis=-1), np.stack([across, 0 * across], axis=-1)
+    return rows[None, :, None].astype(np.float32), columns[None, None].astype(np.float32)
+
+
 def convolution(weights: Weights, path: str) -> Layer:
     """A convolution as it is, in Core ML's layout."""
     return _layer(_wide(weights[f"{path}.weight"]).transpose(0, 3, 1, 2), _bias(weights, path))  # OhwI → OIhw
@@ -178,8 +217,9 @@ def side_by_side(first: Layer, second: Layer) -> Layer:
 
 
 def _after_norm(weights: Weights, norm: str, path: str, scale: float = 1.0) -> Layer:
-    """A linear layer that takes the affine of the LayerNorm before it."""
-    kernel, bias = _affine(weights, norm, _wide(weights[f"{path}.weight"]), _wide(weights[f"{path}.bias"]))
+    """A linear layer that takes the affine of the LayerNorm before it, and has a bias from it at least."""
+    own = _bias(weights, path)
+    kernel, bias = _affine(weights, norm, _wide(weights[f"{path}.weight"]), np.float64(0) if own is None else own)
     return _layer(kernel * scale, bias * scale)
 
 
