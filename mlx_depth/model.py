@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -16,7 +16,7 @@ from mlx_depth.errors import ImageError, OptionError
 from mlx_depth.io.find import are_many, find_photos
 from mlx_depth.io.image import ImageSource, LoadedImage, load_image, with_focal_length
 from mlx_depth.io.prompt import PromptSource, PromptUnit, check_same_field, load_prompt, prompts_of
-from mlx_depth.models.base import PROMPT, DepthNetwork, DepthOutputs, Family, Meaning, Photo, PhotoOutputs
+from mlx_depth.models.base import PROMPT, DepthNetwork, DepthOutputs, Family, Meaning, Photo, PhotoOutputs, Size
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.multiview import Facts, PoseFrom, needed, prepare_views, scene_of, with_ray_cameras
 from mlx_depth.processor import InputSize, Processor
@@ -24,12 +24,14 @@ from mlx_depth.registry import ModelSpec
 from mlx_depth.result import Camera, DepthResult
 from mlx_depth.runtime.forward import Conditions, Forward, cores_for, evaluate, forward_of, warn_slow, working_bytes
 from mlx_depth.runtime.process import check_fork, computing
-from mlx_depth.runtime.stream import DECODING_THREADS, Batches, LoadedShot, OnError, Shot, Size, stream
+from mlx_depth.runtime.stream import DECODING_THREADS, Batches, LoadedShot, OnError, Shot, stream
 from mlx_depth.scene import SceneResult
 from mlx_depth.sequence import predict_windows
 from mlx_depth.weights.safetensors_io import dtype_name
 
 Color = tuple[int, int, int]
+Options = tuple[tuple[str, Any], ...]  # of the network, by name
+Terms = tuple[Size, Options]
 PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
 
 
@@ -259,12 +261,10 @@ class DepthModel:
         views = prepare_views(
             images, self.processor, input_size=input_size, extrinsics=extrinsics, intrinsics=intrinsics, size=size
         )
-        key = tuple(options.values())
-        if key not in self._forwards:
-            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        forward = self._forward_with(options)
         limit = working_bytes(self.network, views.pixel_values.shape, self.dtype)
         with cores_for(views.size):
-            outputs = self._forwards[key](views.pixel_values, views.conditions())
+            outputs = forward(views.pixel_values, views.conditions())
             evaluate(needed(outputs, pose_from), limit)
             if pose_from == "rays":
                 outputs = with_ray_cameras(outputs, views.size, self.spec.config, self.family)
@@ -296,17 +296,19 @@ class DepthModel:
     @computing
     def _infer(self, pixel_values: mx.array, conditions: Conditions) -> DepthOutputs:
         with cores_for(pixel_values.shape[-3:-1]):
-            outputs = self._forward(pixel_values, conditions)
+            outputs = self._forward_with({})(pixel_values, conditions)
             evaluate(outputs.present(), working_bytes(self.network, pixel_values.shape, self.dtype))
         return outputs
 
-    @functools.cached_property
-    def _forward(self) -> Forward:
-        return forward_of(self.network, self.dtype)
+    def _forward_with(self, options: Mapping[str, Any]) -> Forward:
+        """The network as it is run with some options, kept."""
+        key = tuple(options.items())
+        if key not in self._forwards:
+            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        return self._forwards[key]
 
     @functools.cached_property
-    def _forwards(self) -> dict[tuple[Any, ...], Forward]:
-        """Those with options of the network, by the options' values."""
+    def _forwards(self) -> dict[Options, Forward]:
         return {}
 
     def check_input_size(self, input_size: InputSize | None) -> None:
@@ -322,14 +324,19 @@ class DepthModel:
                 "prompt-depth-anything-small."
             )
 
+    def _terms(self, image: LoadedImage, input_size: InputSize | None) -> Terms:
+        """The network size of a photo, and with which options of the network it is computed."""
+        size = self.processor.network_size(image.info.size, input_size)
+        return size, tuple(self.family.options(self.spec.config, _photo(image, size)).items())
+
     def _batch_key(self, shot: LoadedShot, input_size: InputSize | None) -> Hashable | ImageError:
-        """What the photos of a batch have in common: the network size, and the size of their prompts."""
+        """What the photos of a batch have in common: their terms, and the size of their prompts."""
         info = shot.image.info
         try:
-            size = self.processor.network_size(info.size, input_size)
+            terms = self._terms(shot.image, input_size)
         except OptionError as error:
             return ImageError(f"{info.source}: {error}")
-        return size, None if shot.prompt is None else shot.prompt.shape
+        return terms, None if shot.prompt is None else shot.prompt.shape
 
     @computing
     def _predict_group(
@@ -339,19 +346,18 @@ class DepthModel:
         warn_slow()
         images = [shot.image for shot in shots]
         conditions = [{} if shot.prompt is None else {PROMPT: shot.prompt} for shot in shots]
-        size = self.processor.network_size(images[0].info.size, input_size)
+        size, options = self._terms(images[0], input_size)
+        forward = self._forward_with(dict(options))
         photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
-        photos = [
-            Photo(image.info.size, size, image.info.focal_length_px, image.info.focal_length_given) for image in images
-        ]
+        photos = [_photo(image, size) for image in images]
         with cores_for(size):
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
             limit = photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype)
             if self.network.takes == "views":
-                outputs = self._forward(pixel_values[:, None]).first_view()  # scenes of one view
+                outputs = forward(pixel_values[:, None]).first_view()  # scenes of one view
             else:
                 given = {**_stacked(conditions), **self.family.photo_conditions(photos)}
-                outputs = self._forward(pixel_values, given)
+                outputs = forward(pixel_values, given)
             evaluate(self.family.read_first(outputs), limit)
             grown = [self._grown(outputs, index, image, photos[index]) for index, image in enumerate(images)]
             arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
@@ -478,6 +484,10 @@ def _shot_reader(
         return LoadedShot(image, prompt)
 
     return read_shot
+
+
+def _photo(image: LoadedImage, size: Size) -> Photo:
+    return Photo(image.info.size, size, image.info.focal_length_px, image.info.focal_length_given)
 
 
 def _reader(background: Color | None, focal_length_px: float | None) -> Callable[[ImageSource], LoadedImage]:

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.nn.resize import resize, resize_pillow
+from mlx_depth.nn.resize import Method, resize, resize_pillow
 from mlx_depth.nn.resize_opencv import resize_opencv
 
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
 Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink", "area"]
-Resample = Literal["opencv", "pillow", "opencv_area", "area", "antialias"]
-DepthMethod = Literal["bilinear", "bicubic"]
+Resample = Literal["opencv", "pillow", "opencv_area", "area", "bilinear", "antialias"]
+DepthMethod = Literal["bilinear", "bicubic", "bilinear_half_pixel"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
 
@@ -58,8 +58,8 @@ class Processor:
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
     (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
     rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area. ``area``: the mean over
-    the area of float pixels where no side grows, else as ``opencv``. ``antialias``: torch's bilinear filter on float
-    pixels, widened where a side shrinks."""
+    the area of float pixels where no side grows, else as ``opencv``. ``bilinear``: on float pixels, no antialias.
+    ``antialias``: the same, torch's filter, which widens where a side shrinks."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -88,7 +88,8 @@ class Processor:
             OptionError: If ``image`` is not RGB uint8, or ``input_size`` cannot work.
 
         The authors' ``depth_anything_v2/util/transform.py`` on ``image / 255.0``, transformers'
-        ``DPTImageProcessor``, or ``utils/io/input_processor.py`` of ``depth_anything_3`` without its crops.
+        ``DPTImageProcessor`` and ``DepthProImageProcessor``, or ``utils/io/input_processor.py`` of ``depth_anything_3``
+        without its crops.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OptionError(
@@ -153,7 +154,7 @@ class Processor:
             elif self.resample == "antialias":
                 pixels = resize(pixels, size, method="bilinear", antialias=True)
             else:
-                pixels = resize(pixels, size, method="opencv_cubic")
+                pixels = resize(pixels, size, method="bilinear" if self.resample == "bilinear" else "opencv_cubic")
         return pixels
 
     def _fixed_size(self, input_size: InputSize | None) -> tuple[int, int]:
@@ -257,8 +258,8 @@ def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod 
     Args:
         depth: ``(B, h, w)``, any unit, any float type.
         size: ``(height, width)`` of the photo in pixels.
-        method: ``bilinear`` with the corner pixels in place is the authors' rule, ``bicubic`` transformers'; the
-            latter overshoots at edges.
+        method: ``bilinear`` with the corner pixels in place is the Depth Anything authors' rule, ``bicubic``
+            transformers', which overshoots at edges; ``bilinear_half_pixel`` with the borders in place is Depth Pro's.
     Returns:
         ``(B, height, width)``, float32, unit of ``depth``.
     Raises:
@@ -268,4 +269,5 @@ def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod 
     transformers.
     """
     maps = depth.astype(mx.float32)[..., None]
-    return resize(maps, size, method=method, align_corners=method == "bilinear")[..., 0]
+    kind: Method = "bicubic" if method == "bicubic" else "bilinear"
+    return resize(maps, size, method=kind, align_corners=method == "bilinear")[..., 0]

@@ -11,6 +11,8 @@ from mlx_depth.models.anydepth.network import anydepth_config
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
+from mlx_depth.models.depth_pro.network import depth_pro_config
+from mlx_depth.models.depth_pro.weights import PROCESSOR as DEPTH_PRO
 from mlx_depth.models.moge.family import PROCESSOR as MOGE
 from mlx_depth.models.moge.network import moge_config
 from mlx_depth.models.prompt_depth_anything.family import PROCESSOR as PROMPT_DEPTH_ANYTHING
@@ -23,7 +25,8 @@ MIT = "MIT"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 # AnyDepth's own license, and Meta's for the backbone inside the same file.
 SHARE_ALIKE_AND_DINOV3 = "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3"
-_NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic"}  # words in the names of licenses
+APPLE_RESEARCH = "apple-amlr"  # Apple Machine Learning Research Model: research alone
+_NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic", "amlr"}  # words in the names of licenses
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,16 @@ _MODELS = (
         aliases=("anydepth-vitl",),
     ),
     ModelSpec(
+        "depth-pro",
+        "depth_pro",
+        depth_pro_config(),
+        DEPTH_PRO,
+        APPLE_RESEARCH,
+        hub_id="apple/DepthPro-hf",
+        parameters=951_994_402,
+        aliases=("depthpro", "apple-depth-pro", "depthpro-hf"),
+    ),
+    ModelSpec(
         "prompt-depth-anything-small",
         "prompt_depth_anything",
         prompt_depth_anything_config("small"),
@@ -425,8 +438,6 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 # Names that people try, by what they begin with, of models that are known and not here yet.
 NOT_YET = {
-    "depth-pro": "Depth Pro",
-    "depthpro": "Depth Pro",
     "dpt": "DPT",
     "midas": "MiDaS",
     "metric3d": "Metric3D",

@@ -1,8 +1,9 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
-Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1, V2 and Prompt Depth Anything, the authors' packages for Depth Anything 3 and MoGe-2, what AnyDepth's own decoder
-gave on transformers' DINOv3. The demo's rows are its real weights on the photos of examples/.
+Full-size networks (narrow ones of Depth Pro) with name-seeded weights, ours and the upstream ones from the same pixels,
+float32: transformers' for V1, V2, Prompt Depth Anything and Depth Pro, the authors' packages for Depth Anything 3 and
+MoGe-2, what AnyDepth's own decoder gave on transformers' DINOv3. The demo's rows are its real weights on the photos of
+examples/.
 """
 
 import sys
@@ -19,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 import reference
 import reference_da3
+import reference_depth_pro
 import reference_moge
 import reference_prompt
 from mlx_depth_convert import convert
@@ -61,6 +63,7 @@ def main() -> None:
     print_scenes()
     print_anydepth()
     print_moge()
+    print_depth_pro()
 
 
 def print_prompts() -> None:
@@ -90,6 +93,19 @@ def print_scenes() -> None:
         }
         for name, (ours, theirs) in pairs.items():
             print_errors(f"DA3 small, {V} view{'s' * (V > 1)}: {name}", (H, W), np.array(ours), theirs)
+
+
+def print_depth_pro() -> None:
+    """Narrow layers behind the published windows: the whole network is a test of ``pytest -m nightly``."""
+    upstream = reference_depth_pro.model("narrow")
+    with tempfile.TemporaryDirectory() as folder:
+        model = mlx_depth.load(reference_depth_pro.save(upstream, Path(folder)), dtype="float32")
+    pixel_values = reference_depth_pro.pixels(1, 1536)
+    depth, angle = reference_depth_pro.run(upstream, pixel_values)
+    found = model.infer(mx.array(pixel_values))
+    print_errors("Depth Pro, narrow: inverse depth", (1536, 1536), np.array(found.depth), depth)
+    error = relative_error(np.array(found.field_of_view), angle)
+    print(f"| Depth Pro, narrow: field of view | 1536×1536 | {error:.0e} | one number |", flush=True)
 
 
 def print_anydepth() -> None:

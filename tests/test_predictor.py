@@ -203,7 +203,7 @@ def test_images_of_one_network_size_share_a_batch(tiny: DepthModel, monkeypatch:
         batches.append(pixel_values.shape)
         return tiny.infer(pixel_values, conditions)
 
-    monkeypatch.setattr(model_module, "forward_of", lambda network, dtype: forward)
+    monkeypatch.setattr(model_module, "forward_of", lambda network, dtype, options: forward)
     model = dataclasses.replace(tiny)
     images = [photo(*size) for size in ((20, 20), (30, 45), (24, 24), (32, 48), (20, 20))]
     assert len(list(model.predict_batch(images, batch_size=2))) == 5

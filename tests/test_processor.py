@@ -381,13 +381,31 @@ def test_config_without_a_needed_key_raises():
         read_processor(config)
 
 
+@pytest.mark.parametrize("size", [(1080, 1920), (96, 96), (33, 517), (1, 1)])
+def test_bilinear_pixels_are_those_of_torch(size):
+    """As Depth Pro has them: normalized first, then stretched, without antialias, in both of its references."""
+    torch = require("reference", "torch")
+    processor = Processor(input_size=96, policy="fixed", resample="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+    image = photo(size)
+    normalized = (torch.tensor(image, dtype=torch.float64) / 255 - 0.5) / 0.5
+    reference = torch.nn.functional.interpolate(normalized.permute(2, 0, 1)[None], size=(96, 96), mode="bilinear")
+    found = np.array(processor(image))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, reference.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(518, 518), (1080, 1920), (33, 517), (1, 1), (2000, 7)])
-@pytest.mark.parametrize(("method", "align_corners"), [("bilinear", True), ("bicubic", False)])
+@pytest.mark.parametrize(
+    ("method", "align_corners"), [("bilinear", True), ("bicubic", False), ("bilinear_half_pixel", False)]
+)
 def test_depth_comes_back_as_upstream_resizes_it(size, method, align_corners):
     torch = require("reference", "torch")
     depth = seeded("depth", (2, 70, 98))
     reference = torch.nn.functional.interpolate(
-        torch.tensor(depth, dtype=torch.float64)[:, None], size=size, mode=method, align_corners=align_corners
+        torch.tensor(depth, dtype=torch.float64)[:, None],
+        size=size,
+        mode=method.removesuffix("_half_pixel"),
+        align_corners=align_corners,
     )
     assert relative_error(resize_depth(mx.array(depth), size, method=method), reference[:, 0].numpy()) <= GATE
 

@@ -16,7 +16,7 @@ def test_every_promised_entry_is_there():
     several = ("small", "base", "large", "large-1.1", "giant", "giant-1.1")
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
-    expected |= {f"anydepth-{size}" for size in sizes}
+    expected |= {f"anydepth-{size}" for size in sizes} | {"depth-pro"}
     expected |= {f"prompt-depth-anything-{size}" for size in ("small", "small-transparent", "large")}
     expected |= {f"distill-any-depth-{size}" for size in sizes}
     expected |= {f"moge-2-{size}" for size in sizes}
@@ -52,6 +52,7 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
         ("moge-2-large", "MIT", True),
+        ("depth-pro", "apple-amlr", False),
         ("mlx-depth-demo", "Apache-2.0", True),
         ("prompt-depth-anything-large", "Apache-2.0", True),
         ("distill-any-depth-small", "MIT AND Apache-2.0", True),

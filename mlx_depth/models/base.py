@@ -56,6 +56,8 @@ class DepthOutputs(NamedTuple):
     """``(B, H, W)``, of a second network that knows metres, for a camera whose focal length it names."""
     scale: mx.array | None = None
     """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
+    field_of_view: mx.array | None = None
+    """``(B,)``, of the photo from left to right, in degrees."""
     gaussians: Mapping[str, mx.array] | None = None
     """3D Gaussians, by name of their property."""
     raw: Mapping[str, mx.array] | None = None
@@ -87,6 +89,11 @@ class DepthNetwork(nn.Module):
     def multiple_of(self) -> int:
         """Both sides of the input are multiples of this many pixels: the patch size, where there are patches."""
         raise NotImplementedError
+
+    @property
+    def only_size(self) -> Size | None:
+        """The one ``(height, width)`` of input that it takes; None: any multiples of ``multiple_of``."""
+        return None
 
     @property
     def everything(self) -> Mapping[str, Any]:
@@ -123,6 +130,10 @@ class DepthNetwork(nn.Module):
         if len(shape) != axes.count(",") + 1 or shape[-1] != 3 or 0 in shape[:-3]:
             raise OptionError(f"pixel_values have shape {tuple(shape)}: pass {axes}, channels last")
         H, W = shape[-3:-1]
+        if self.only_size not in (None, (H, W)):
+            raise OptionError(
+                f"pixel_values are {H}×{W}: this network takes {self.only_size[0]}×{self.only_size[1]} alone"
+            )
         if not (H and W) or H % self.multiple_of or W % self.multiple_of:
             raise OptionError(f"pixel_values are {H}×{W}: make both sides multiples of {self.multiple_of}")
 
@@ -313,6 +324,9 @@ class Family:
     photo_conditions: Callable[[Sequence[Photo]], Mapping[str, mx.array]] = lambda photos: {}  # what it is told of them
     read_first: Callable[[DepthOutputs], Any] = nothing  # outputs whose numbers postprocess looks at: evaluated before
     with_cameras: Callable[[Any, DepthOutputs], DepthOutputs] = lambda config, outputs: outputs  # what hangs on cameras
+    options: Callable[[Any, Photo], Mapping[str, Any]] = (
+        lambda config, photo: {}
+    )  # of the network, hashable, for a photo
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data

@@ -4,6 +4,7 @@ from mlx_depth.models.anydepth.family import FAMILY as ANYDEPTH
 from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3 import family as depth_anything_3
+from mlx_depth.models.depth_pro.family import FAMILY as DEPTH_PRO
 from mlx_depth.models.moge.family import FAMILY as MOGE
 from mlx_depth.models.prompt_depth_anything.family import FAMILY as PROMPT_DEPTH_ANYTHING
 
@@ -13,6 +14,7 @@ _FAMILIES = (
     depth_anything_3.MONO,
     depth_anything_3.NESTED,
     ANYDEPTH,
+    DEPTH_PRO,
     PROMPT_DEPTH_ANYTHING,
     MOGE,
 )

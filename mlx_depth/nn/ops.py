@@ -127,16 +127,19 @@ def build_rows(f: Callable[[int, int], mx.array], length: int) -> mx.array:
     return mx.concatenate(in_parts(f, length), axis=1)
 
 
-def in_batches(f: Callable[[list[mx.array]], Sequence[mx.array]], arrays: Sequence[mx.array]) -> list[mx.array]:
+def in_batches(
+    f: Callable[[list[mx.array]], Sequence[mx.array]], arrays: Sequence[mx.array], *, at_once: int | None = None
+) -> list[mx.array]:
     """Some images at a time, one batch after another: only its temporaries are alive at once.
 
     Args:
         f: Arrays of some images → arrays of their outputs.
         arrays: Of all images, ``(B, …)`` each.
+        at_once: How many images a batch has; None: as many as fill the device.
     Returns:
         The outputs of all images, ``(B, …)`` each.
     """
-    step = 1 if _has_kernels(arrays[0]) else IMAGES_AT_ONCE  # there an image alone fits the caches
+    step = at_once or (1 if _has_kernels(arrays[0]) else IMAGES_AT_ONCE)  # there an image alone fits the caches
     done: list[Sequence[mx.array]] = []
     for start in range(0, len(arrays[0]), step):
         batch = [array[start : start + step] for array in arrays]

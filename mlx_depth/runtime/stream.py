@@ -1,4 +1,4 @@
-"""Many photos through one network: decoded ahead, grouped by size, handed out in order, in bounded memory."""
+"""Many photos through one network: decoded ahead, grouped, handed out in order, in bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 DECODING_THREADS = 4  # large photos take longer to decode than a small network on a GPU
-WINDOW = 4  # batches' worth of images that may wait for others of their size
+WINDOW = 4  # batches' worth of images that may wait for others like them
 
-Size = tuple[int, int]
 T = TypeVar("T")
 
 

@@ -17,6 +17,7 @@ import mlx_depth
 from mlx_depth import DepthKind, ImageError, OptionError
 from mlx_depth.checkpoints.detect import detect
 from mlx_depth.errors import CheckpointError
+from mlx_depth.io.image import with_focal_length
 from mlx_depth.models.base import DepthOutputs, Evidence, Photo, PhotoOutputs, owner, to_photo
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.processor import Processor
@@ -266,6 +267,40 @@ def test_a_network_is_told_of_its_photos_and_outputs_are_read_first(
     monkeypatch.setitem(FAMILIES, "toy", dataclasses.replace(family, postprocess=scaled))
     assert next(iter(model.predict_batch([photo(48, 80)]))).depth[0, 0] == 1
     assert order == ["read", "read", "postprocess"]
+
+
+class Asked(toy.Toy):
+    """Computes its confidence on request."""
+
+    def __call__(self, pixel_values: mx.array, *, confidence: bool = True) -> DepthOutputs:
+        outputs = super().__call__(pixel_values)
+        return outputs if confidence else outputs._replace(confidence=None)
+
+
+def test_photos_that_ask_for_different_outputs_share_no_batch(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The family says what a photo needs; a batch mixes none of it, and the order stays."""
+    asked: list[tuple[bool, int]] = []
+
+    class Counted(Asked):
+        def __call__(self, pixel_values: mx.array, *, confidence: bool = True) -> DepthOutputs:
+            asked.append((confidence, len(pixel_values)))
+            return super().__call__(pixel_values, confidence=confidence)
+
+    def options(_: object, photo: Photo) -> dict[str, bool]:
+        return {"confidence": photo.focal_length_px is None}
+
+    monkeypatch.setitem(FAMILIES, "toy", dataclasses.replace(toy.TOY, network=Counted, options=options))
+    monkeypatch.setattr("mlx_depth.runtime.forward.on_linux_cpu", lambda: False)  # which takes images one by one
+    model = mlx_depth.load(source, dtype="float32")
+    known = with_focal_length(mlx_depth.load_image(photo(40, 40)), 50)
+    unknown = mlx_depth.load_image(photo(40, 40))
+    results = list(model.predict_batch([known, unknown, known, unknown, unknown], batch_size=2))
+    assert [result.confidence is None for result in results] == [True, False, True, False, False]
+    assert sorted(asked) == [(False, 2), (True, 1), (True, 2)]
+    plain = model.predict(unknown)
+    for result in results:
+        np.testing.assert_allclose(result.depth, plain.depth, rtol=1e-5)
+    assert model.infer(model.processor(photo(40, 40))).confidence is not None
 
 
 class Views(toy.Toy):

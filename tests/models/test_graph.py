@@ -16,9 +16,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.backbones.dinov3 import DINOv3Config
+from mlx_depth.backbones.pyramid import PyramidConfig
 from mlx_depth.heads.conv_stack import ConvStackConfig
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
+from mlx_depth.heads.multires import MultiresConfig
 from mlx_depth.heads.sdt import SDTConfig
 from mlx_depth.models.anydepth.network import AnyDepthConfig
 from mlx_depth.models.base import DepthNetwork, DepthOutputs, NetworkConfig
@@ -28,12 +30,16 @@ from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3MonoConfig,
     DepthAnything3NestedConfig,
 )
+from mlx_depth.models.depth_pro.network import DepthProConfig
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.models.moge.network import MoGeConfig
 from mlx_depth.models.prompt_depth_anything.network import PromptDepthAnythingConfig
 from mlx_depth.nn import ops
 
 _PLAIN = DINOv2Config(embed_dim=32, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3))
+_WINDOWS = DINOv2Config(
+    embed_dim=32, num_layers=3, num_heads=2, out_layers=(0, 1, 2), raw_layers=(0, 1), patch_size=16, table_size=8
+)
 _DPT = DPTConfig(in_dim=32, features=16, out_channels=(8, 16, 24, 32))
 _ANY_VIEW = DepthAnything3Config(
     AnyViewConfig(embed_dim=32, num_layers=4, num_heads=2, out_layers=(0, 1, 2, 3), alt_start=1),
@@ -47,6 +53,7 @@ TINY: dict[str, NetworkConfig] = {
     "depth_anything_3": _ANY_VIEW,
     "depth_anything_3_mono": _MONO,
     "depth_anything_3_nested": DepthAnything3NestedConfig(_ANY_VIEW, _MONO),
+    "depth_pro": DepthProConfig(PyramidConfig(_WINDOWS, padding=1), MultiresConfig(32, (16, 16, 16), features=16)),
     "anydepth": AnyDepthConfig(DINOv3Config(32, 4, 2, 64, (0, 1, 2, 3)), SDTConfig(32, features=16)),
     "prompt_depth_anything": PromptDepthAnythingConfig(_PLAIN, dataclasses.replace(_DPT, activation="sigmoid")),
     "moge": MoGeConfig(_PLAIN, _STACK, _STACK, normals=True),
@@ -77,7 +84,7 @@ def tiny(family: str) -> DepthNetwork:
 
 
 def input_size(network: DepthNetwork) -> tuple[int, int]:
-    return 2 * network.multiple_of, 3 * network.multiple_of
+    return network.only_size or (2 * network.multiple_of, 3 * network.multiple_of)
 
 
 def graph(network: DepthNetwork, call: Callable[..., Any], *inputs: mx.array) -> Graph:
