@@ -16,8 +16,8 @@ from mlx_depth.nn.resize_opencv import resize_opencv
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side"]
-Resample = Literal["opencv", "pillow", "opencv_area"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "pad"]
+Resample = Literal["opencv", "pillow", "pillow_bilinear", "opencv_area"]
 DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
@@ -29,6 +29,8 @@ _TWO_STEPS = ("long_side", "short_side")
 
 # 62 times the usual 518 × 518, 85,000 patches: beyond it attention runs for minutes and head maps pass 2 GB each.
 MAX_NETWORK_PIXELS = 4096 * 4096
+# A photo that is not resized may have so many: 2048 × 2048, 21,000 patches.
+MAX_PADDED_PIXELS = 2048 * 2048
 # Beyond this aspect an image has to hold itself the pixels that the network would see: a line is no photo.
 MAX_STRETCH = 32
 
@@ -44,7 +46,9 @@ class Processor:
     """With the aspect kept, both sides are scaled so that the short side (``lower_bound``), the long side
     (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``; ``fixed`` stretches
     every image to a square of that side, the only one that the network takes. ``long_side`` and ``short_side`` go in
-    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger."""
+    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger. ``pad`` leaves
+    the photo its size and puts zeros around it, behind normalization; a size that is asked for is reached as by
+    ``minimal``."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -54,8 +58,9 @@ class Processor:
 
     resample: Resample = "opencv"
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
-    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
-    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area."""
+    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis; ``pillow_bilinear``: its bilinear filter
+    in the same way. ``opencv_area``: on 8-bit pixels, rounded after each step; cubic (a = −0.75) where a side grows,
+    else the mean over the area."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -90,9 +95,10 @@ class Processor:
             raise OptionError(
                 f"the processor takes RGB uint8 (H, W, 3), not {image.dtype} {image.shape}: use load_image first."
             )
-        pixels = self._resampled(image, self._steps((image.shape[0], image.shape[1]), input_size))
+        size = (image.shape[0], image.shape[1])
+        pixels = self._resampled(image, self._steps(size, input_size))
         scale, offset = self._scale_and_offset()
-        return pixels * scale + offset
+        return _padded(pixels * scale + offset, self.network_size(size, input_size))
 
     def network_size(self, image_size: tuple[int, int], input_size: InputSize | None = None) -> tuple[int, int]:
         """The size that an image has inside the network.
@@ -113,6 +119,8 @@ class Processor:
         input_size = _checked(input_size)
         if self.policy == "fixed":
             return self._fixed_size(input_size)
+        if self.policy == "pad" and input_size is None:
+            return self._padded_size(image_size)
         if isinstance(input_size, tuple):
             size = self._exact_size(input_size)
         else:
@@ -132,7 +140,7 @@ class Processor:
         target = self.input_size if input_size is None else _checked(input_size)
         if self.policy in _TWO_STEPS and isinstance(target, int):
             return [self._bounded_size(image_size, target), size]
-        return [size]
+        return [] if self.policy == "pad" and input_size is None else [size]
 
     def _resampled(self, image: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> mx.array:
         if self.resample == "opencv_area":
@@ -142,8 +150,8 @@ class Processor:
             return mx.array(image)[None]
         pixels = mx.array(image)[None]
         for size in sizes:
-            if self.resample == "pillow":
-                pixels = resize_pillow(pixels, size)
+            if self.resample in ("pillow", "pillow_bilinear"):
+                pixels = resize_pillow(pixels, size, method="bicubic" if self.resample == "pillow" else "bilinear")
             else:
                 pixels = resize(pixels, size, method="opencv_cubic")
         return pixels
@@ -153,6 +161,15 @@ class Processor:
         if input_size not in (None, side, (side, side)):
             raise OptionError(f"the network takes {side} × {side} pixels alone: leave input_size out.")
         return side, side
+
+    def _padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (math.ceil(side / self.multiple_of) * self.multiple_of for side in image_size)
+        if height * width > MAX_PADDED_PIXELS:
+            raise OptionError(
+                f"this model takes photos as they are, and {image_size[0]} × {image_size[1]} pixels are more than "
+                f"{MAX_PADDED_PIXELS:,}: give an input_size, such as {self.input_size}, to which they are resized."
+            )
+        return height, width
 
     def _exact_size(self, size: tuple[int, int]) -> tuple[int, int]:
         nearest = tuple(max(round(side / self.multiple_of), 1) * self.multiple_of for side in size)
@@ -217,6 +234,15 @@ class Processor:
     def _scale_and_offset(self) -> tuple[mx.array, mx.array]:
         mean, std = np.array(self.mean), np.array(self.std)
         return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
+
+
+def _padded(pixel_values: mx.array, size: tuple[int, int]) -> mx.array:
+    """Zeros around an image that is smaller, the odd one below and to the right."""
+    missing = [side - there for side, there in zip(size, pixel_values.shape[1:3], strict=True)]
+    if not any(missing):
+        return pixel_values
+    around = [(count // 2, count - count // 2) for count in missing]
+    return mx.pad(pixel_values, [(0, 0), *around, (0, 0)])
 
 
 def _checked(input_size: object) -> InputSize | None:

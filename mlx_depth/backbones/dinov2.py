@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023).
+"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023), and what else is built so.
 
 Upstream: ``dinov2/models/vision_transformer.py`` and transformers' ``modeling_dinov2.py``.
 """
@@ -35,12 +35,19 @@ class DINOv2Config:
     table_size: int = 37  # side of the position table, in patches
     num_register_tokens: int = 0
     position_rule: PositionRule = "scale"
-    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm; the blocks' is always LAYER_NORM_EPS
+    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm
+    normalized: bool = added_later(True)  # False: tapped tokens do not go through the last norm
+    layer_scale: bool = added_later(True)  # False: the blocks have none
+    block_eps: float = added_later(LAYER_NORM_EPS)  # of the blocks' norms
 
     def __post_init__(self) -> None:
         sizes = ("embed_dim", "num_layers", "num_heads", "mlp_ratio", "patch_size", "table_size")
         check_at_least(self, {**dict.fromkeys(sizes, 1), "out_layers": 0, "num_register_tokens": 0})
         check_transformer(self)
+        if not 0 < self.block_eps < 1:
+            raise CheckpointError(
+                f"block_eps is {self.block_eps}, not between 0 and 1: take the config.json of the original checkpoint."
+            )
 
     @property
     def hidden_dim(self) -> int:
@@ -93,7 +100,14 @@ class DINOv2(nn.Module):
 
     def _block(self, index: int) -> Block:
         config = self._config
-        return Block(config.embed_dim, config.num_heads, config.hidden_dim, eps=LAYER_NORM_EPS, swiglu=config.swiglu)
+        return Block(
+            config.embed_dim,
+            config.num_heads,
+            config.hidden_dim,
+            eps=config.block_eps,
+            swiglu=config.swiglu,
+            layer_scale=config.layer_scale,
+        )
 
     def shared(self, grid_size: tuple[int, int]) -> list[mx.array]:
         """What images of a patch grid share: the position table."""
@@ -124,7 +138,9 @@ class DINOv2(nn.Module):
         Returns:
             One ``LayerTokens`` for each of ``out_layers``, from the first to the last.
         """
-        x = self.embed(pixel_values)
+        return self._tapped(self.embed(pixel_values))
+
+    def _tapped(self, x: mx.array) -> list[LayerTokens]:
         tapped = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -133,7 +149,8 @@ class DINOv2(nn.Module):
         return tapped
 
     def _finish(self, x: mx.array) -> LayerTokens:
-        x = self.norm(x)
+        if self._config.normalized:
+            x = self.norm(x)
         return LayerTokens(x[:, 1 + self._config.num_register_tokens :], x[:, 0])
 
 
