@@ -5,6 +5,7 @@ from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.family import FAMILY as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3 import family as depth_anything_3
 from mlx_depth.models.dpt import family as dpt
+from mlx_depth.models.midas.family import FAMILY as MIDAS
 
 _FAMILIES = (
     DEPTH_ANYTHING,
@@ -15,5 +16,6 @@ _FAMILIES = (
     dpt.PLAIN_FAMILY,
     dpt.HYBRID_FAMILY,
     dpt.METRIC_FAMILY,
+    MIDAS,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}

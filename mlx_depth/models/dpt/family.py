@@ -32,7 +32,7 @@ METRIC_PROCESSOR = Processor(input_size=518, policy="pad", resample="pillow", re
 def _follow_midas(
     config: DPTNetworkConfig, processor: Processor, reference: Reference
 ) -> tuple[DPTNetworkConfig, Processor]:
-    """transformers' networks take squares alone; MiDaS's rules keep the aspect, whatever a file for transformers says."""
+    """transformers' networks take squares alone; MiDaS keeps the aspect, whatever a file for transformers says."""
     if reference == "transformers":
         square = replace(processor, keep_aspect=False, multiple_of=config.backbone.patch_size)
         return config, follow_transformers(square)

@@ -109,12 +109,12 @@ def _head(in_dim: int, out_channels: tuple[int, int, int, int], **differing: Any
     return replace(head, **differing)
 
 
-def large_config() -> DPTNetworkConfig:
+def dpt_large_config() -> DPTNetworkConfig:
     """MiDaS 3.0 on ViT-L."""
     return DPTNetworkConfig(vit_config(1024, 24, 16, (5, 11, 17, 23)), _head(1024, (256, 512, 1024, 1024)))
 
 
-def hybrid_config() -> DPTHybridConfig:
+def dpt_hybrid_config() -> DPTHybridConfig:
     """MiDaS 3.0 on ResNet-50 and ViT-B."""
     plain = vit_config(768, 12, 12, (8, 11))
     backbone = HybridViTConfig(**{name: getattr(plain, name) for name in plain.__dataclass_fields__})
@@ -130,7 +130,7 @@ DINOV2_SIZES: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
 }
 
 
-def dinov2_config(size: str) -> DPTMetricConfig:
+def dpt_dinov2_config(size: str) -> DPTMetricConfig:
     """The heads on DINOv2, for NYUv2 and KITTI alike: ``small``, ``base``, ``large`` and ``giant``."""
     embed_dim, num_layers, num_heads, out_layers = DINOV2_SIZES[size]
     backbone = DINOv2Config(

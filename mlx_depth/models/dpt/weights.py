@@ -17,8 +17,8 @@ from mlx_depth.models.dpt.network import (
     DPTHybridConfig,
     DPTMetricConfig,
     DPTNetworkConfig,
-    hybrid_config,
-    large_config,
+    dpt_hybrid_config,
+    dpt_large_config,
 )
 from mlx_depth.weights.rules import listed, prefixed
 from mlx_depth.weights.transformers_config import check_counts, read_keys
@@ -353,7 +353,7 @@ PLAIN = {
             without=(*_RELATIVES, "patch_embed.backbone."),
             model_types=(MODEL_TYPE,),
         ),
-        read=_original(large_config, _read_plain),
+        read=_original(dpt_large_config, _read_plain),
     ),
     "transformers": Dialect(
         rules=(
@@ -373,7 +373,7 @@ HYBRID = {
             *prefixed(dpt.MIDAS, "", "head."),
         ),
         owns=owner(_RESNET, _HEAD_1, without=_RELATIVES, model_types=(MODEL_TYPE,)),
-        read=_original(hybrid_config, _read_hybrid),
+        read=_original(dpt_hybrid_config, _read_hybrid),
     ),
     "transformers": Dialect(
         rules=(
