@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.nn.resize import resize, resize_pillow
+from mlx_depth.nn.resize import PillowMethod, resize, resize_pillow
 from mlx_depth.nn.resize_opencv import resize_opencv
+from mlx_depth.weights.config_values import added_later
 
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
 Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "pad"]
-Resample = Literal["opencv", "pillow", "pillow_bilinear", "opencv_area"]
+Resample = Literal["opencv", "pillow", "opencv_area"]
 DepthMethod = Literal["bilinear", "bicubic"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
@@ -58,9 +59,11 @@ class Processor:
 
     resample: Resample = "opencv"
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
-    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis; ``pillow_bilinear``: its bilinear filter
-    in the same way. ``opencv_area``: on 8-bit pixels, rounded after each step; cubic (a = −0.75) where a side grows,
-    else the mean over the area."""
+    (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
+    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area."""
+
+    pillow_filter: Literal["bicubic", "bilinear"] = added_later("bicubic")
+    """What ``pillow`` takes instead of its bicubic filter."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -72,7 +75,8 @@ class Processor:
     """Standard deviation of the RGB values, 0..1."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("policy", Policy), ("resample", Resample), ("restore", DepthMethod)):
+        kinds = {"policy": Policy, "resample": Resample, "pillow_filter": PillowMethod, "restore": DepthMethod}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
                 raise OptionError(f"no {name} {getattr(self, name)!r} for a Processor: choose one of {choices}.")
@@ -150,8 +154,8 @@ class Processor:
             return mx.array(image)[None]
         pixels = mx.array(image)[None]
         for size in sizes:
-            if self.resample in ("pillow", "pillow_bilinear"):
-                pixels = resize_pillow(pixels, size, method="bicubic" if self.resample == "pillow" else "bilinear")
+            if self.resample == "pillow":
+                pixels = resize_pillow(pixels, size, method=self.pillow_filter)
             else:
                 pixels = resize(pixels, size, method="opencv_cubic")
         return pixels

@@ -17,13 +17,15 @@ def test_every_promised_entry_is_there():
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
     expected |= {f"anydepth-{size}" for size in sizes}
+    expected |= {"dpt-large", "dpt-hybrid-midas", "midas-v2.1-small"}
+    expected |= {f"dpt-dinov2-{size}-{place}" for size in (*sizes, "giant") for place in ("nyu", "kitti")}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
 def test_names_are_kebab_and_unique():
     names = [name for spec in list_models() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
-    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
+    assert all(re.fullmatch(r"[a-z0-9]+(-v2\.1)?(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
 
 
 def test_hub_ids_are_unique():

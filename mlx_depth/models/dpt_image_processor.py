@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth.processor import Processor, Reference
+from mlx_depth.processor import Policy, Processor, Reference
 from mlx_depth.weights.config_values import MAX_INTEGER
 
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
@@ -46,7 +46,7 @@ def read_any_processor(config: Mapping[str, Any]) -> Processor:
     if _is_count(plain.get("size")):  # files of 2022
         plain["size"] = {"height": plain["size"], "width": plain["size"]}
     if plain.get("resample") == BILINEAR:
-        ways["resample"] = "pillow_bilinear"
+        ways["pillow_filter"] = "bilinear"
         del plain["resample"]
     if plain.get("do_rescale") is False:
         _check_values(plain, ("image_mean", "image_std"))
@@ -64,13 +64,9 @@ def read_any_processor(config: Mapping[str, Any]) -> Processor:
 
 
 def follow_transformers(processor: Processor) -> Processor:
-    """The same sizes and normalization under transformers' rules; the filter is the file's, where it names one."""
-    return replace(
-        processor,
-        policy="pad" if processor.policy == "pad" else "minimal",
-        resample="pillow_bilinear" if processor.resample == "pillow_bilinear" else "pillow",
-        restore="bicubic",
-    )
+    """The same sizes and normalization under transformers' rules."""
+    policy: Policy = "pad" if processor.policy == "pad" else "minimal"
+    return replace(processor, policy=policy, resample="pillow", restore="bicubic")
 
 
 def follow_reference(processor: Processor, reference: Reference) -> Processor:

@@ -1,6 +1,8 @@
 """DPT as three families: on a ViT and on a hybrid, which are MiDaS 3.0, and on DINOv2."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import mlx.nn as nn
 
@@ -36,8 +38,21 @@ def _follow_midas(
     if reference == "transformers":
         square = replace(processor, keep_aspect=False, multiple_of=config.backbone.patch_size)
         return config, follow_transformers(square)
-    processor = replace(MIDAS_PROCESSOR, input_size=processor.input_size, mean=processor.mean, std=processor.std)
-    return replace(config, backbone=replace(config.backbone, block_eps=LAYER_NORM_EPS)), processor
+    return replace(config, backbone=replace(config.backbone, block_eps=LAYER_NORM_EPS)), _by_midas(processor)
+
+
+def _by_midas(processor: Processor) -> Processor:
+    """MiDaS's rules with a file's own size, normalization, and filter for transformers."""
+    kept = ("input_size", "mean", "std", "pillow_filter")
+    return replace(MIDAS_PROCESSOR, **{name: getattr(processor, name) for name in kept})
+
+
+def _read_midas_processor(config: Mapping[str, Any]) -> Processor:
+    return _by_midas(read_any_processor(config))
+
+
+def _read_metric_processor(config: Mapping[str, Any]) -> Processor:
+    return follow_transformers(read_any_processor(config))
 
 
 def _follow_metric(
@@ -74,7 +89,7 @@ PLAIN_FAMILY = Family(
     network=DPT,
     processor=MIDAS_PROCESSOR,
     dialects=PLAIN,
-    read_processor=read_any_processor,
+    read_processor=_read_midas_processor,
     follow=_follow_midas,
     published_name=published_name,
     quantizable=_quantizable,
@@ -86,7 +101,7 @@ HYBRID_FAMILY = Family(
     network=DPTHybrid,
     processor=MIDAS_PROCESSOR,
     dialects=HYBRID,
-    read_processor=read_any_processor,
+    read_processor=_read_midas_processor,
     follow=_follow_midas,
     published_name=published_name,
     quantizable=_quantizable,
@@ -98,7 +113,7 @@ METRIC_FAMILY = Family(
     network=DPT,
     processor=METRIC_PROCESSOR,
     dialects=METRIC,
-    read_processor=read_any_processor,
+    read_processor=_read_metric_processor,
     follow=_follow_metric,
     quantizable=_quantizable,
     stages=_stages,
