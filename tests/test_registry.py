@@ -30,7 +30,7 @@ def test_names_are_kebab_and_unique():
 
 def test_hub_ids_are_unique():
     ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
-    assert len(ids) == len(set(ids)) == 22
+    assert len(ids) == len(set(ids)) == 32
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,9 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-mono-large", "Apache-2.0", True),
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
+        ("dpt-large", "Apache-2.0", True),
+        ("midas-v2.1-small", "MIT", True),
+        ("dpt-dinov2-giant-kitti", "Apache-2.0", True),
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
         ("mlx-depth-demo", "Apache-2.0", True),
     ],
