@@ -14,6 +14,7 @@ from mlx_depth.backbones import vit
 from mlx_depth.backbones.dinov2 import DINOv2, DINOv2Config, LayerTokens
 from mlx_depth.errors import CheckpointError
 from mlx_depth.nn.activations import relu
+from mlx_depth.nn.group_norm import GroupNorm
 from mlx_depth.nn.patch_embed import PatchEmbed
 from mlx_depth.nn.same_padding import pad_same
 from mlx_depth.nn.standardized_conv import StandardizedConv2d
@@ -57,14 +58,14 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner = channels // BOTTLENECK
         self.conv1 = StandardizedConv2d(in_channels, inner, 1)
-        self.norm1 = _group_norm(groups, inner)
+        self.norm1 = GroupNorm(groups, inner, eps=NORM_EPS)
         self.conv2 = StandardizedConv2d(inner, inner, 3, stride)
-        self.norm2 = _group_norm(groups, inner)
+        self.norm2 = GroupNorm(groups, inner, eps=NORM_EPS)
         self.conv3 = StandardizedConv2d(inner, channels, 1)
-        self.norm3 = _group_norm(groups, channels)
+        self.norm3 = GroupNorm(groups, channels, eps=NORM_EPS)
         if widens:
             self.shortcut = StandardizedConv2d(in_channels, channels, 1, stride)
-            self.shortcut_norm = _group_norm(groups, channels)
+            self.shortcut_norm = GroupNorm(groups, channels, eps=NORM_EPS)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = relu(self.norm1(self.conv1(x)))
@@ -80,7 +81,7 @@ class ResNet(nn.Module):
         super().__init__()
         groups = config.norm_groups
         self.conv = StandardizedConv2d(3, config.stem_channels, 7, 2)
-        self.norm = _group_norm(groups, config.stem_channels)
+        self.norm = GroupNorm(groups, config.stem_channels, eps=NORM_EPS)
         widths = (config.stem_channels, *config.stage_channels)
         self.stages = [
             [
@@ -107,10 +108,6 @@ class ResNet(nn.Module):
                 x = block(x)
             maps.append(x)
         return maps
-
-
-def _group_norm(groups: int, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS, pytorch_compatible=True)
 
 
 class HybridTokens(NamedTuple):

@@ -25,5 +25,10 @@ class StandardizedConv2d(nn.Conv2d):
 def standardized(weight: mx.array) -> mx.array:
     """Kernels ``(O, h, w, I)`` with mean 0 and variance 1 each, computed in float32, same type."""
     kernels = weight.astype(mx.float32)
-    mean, variance = kernels.mean(axis=(1, 2, 3), keepdims=True), kernels.var(axis=(1, 2, 3), keepdims=True)
-    return ((kernels - mean) * mx.rsqrt(variance + EPS)).astype(weight.dtype)
+    centered = kernels - _mean(kernels)
+    return (centered * mx.rsqrt(_mean(mx.square(centered)) + EPS)).astype(weight.dtype)
+
+
+def _mean(kernels: mx.array) -> mx.array:
+    """Of each kernel, along its channels first: one running sum over thousands of values would lose a digit."""
+    return kernels.mean(axis=3, keepdims=True).mean(axis=(1, 2), keepdims=True)
