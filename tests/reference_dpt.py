@@ -51,7 +51,10 @@ DINOV2 = {
 
 
 def config(kind: str, **options: Any) -> Any:
-    """transformers' config: ``vit``, ``hybrid`` and ``dinov2`` are tiny, others a published size."""
+    """transformers' config: ``vit``, ``hybrid`` and ``dinov2`` are tiny, others a published size.
+
+    The convolution that DINOv2's heads have before the last ones comes in one width: most tiny ones do without.
+    """
     if kind == "vit":
         return transformers.DPTConfig(**{**TINY_VIT, **options})
     if kind == "hybrid":
@@ -78,12 +81,14 @@ def config(kind: str, **options: Any) -> Any:
             "backbone_config": backbone,
             "neck_hidden_sizes": [hidden // 8, hidden // 4, hidden // 2, hidden],
             "use_bias_in_fusion_residual": False,
-            "add_projection": True,
+            "fusion_hidden_size": 16 if size == "tiny" else 256,
+            "add_projection": size != "tiny",
             **options,
         }
     )
 
 
+@functools.cache
 def meta_model(kind: str, **options: Any) -> Any:
     """The module tree without memory, for names and shapes at full size."""
     with torch.device("meta"):
@@ -93,7 +98,7 @@ def meta_model(kind: str, **options: Any) -> Any:
 @functools.lru_cache(maxsize=4)
 def model(kind: str, **options: Any) -> Any:
     """The whole upstream model in float32, every tensor filled from its name."""
-    upstream = meta_model(kind, **options).to_empty(device="cpu").eval()
+    upstream = meta_model.__wrapped__(kind, **options).to_empty(device="cpu").eval()
     with torch.no_grad():
         for name, tensor in upstream.state_dict().items():
             tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape))))

@@ -33,6 +33,7 @@ PHOTO_GATE = 1e-3  # from a file to its map
 CORRELATION = 0.99999
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+WITH_PROJECTION = {"add_projection": True, "fusion_hidden_size": 256}
 CASES = [
     pytest.param("vit", {}, (1, 64, 64), id="vit"),
     pytest.param("vit", {}, (2, 80, 80), id="vit-odd"),
@@ -45,7 +46,8 @@ CASES = [
     pytest.param("dinov2", {}, (3, 42, 14), id="dinov2-odd-batch-of-3"),
     pytest.param("dinov2", {}, (1, 14, 70), id="dinov2-one-row"),
     pytest.param("dinov2", {"swiglu": True}, (1, 28, 42), id="dinov2-swiglu"),
-    pytest.param("dinov2-small", {}, (1, 70, 84), id="dinov2-small"),
+    pytest.param("dinov2", WITH_PROJECTION, (1, 28, 28), id="dinov2-projection"),
+    pytest.param("dinov2-small", {}, (1, 42, 56), id="dinov2-small"),
     pytest.param("hybrid-midas", {}, (1, 384, 384), id="hybrid-midas", marks=pytest.mark.nightly),
     pytest.param("large", {}, (1, 384, 384), id="large", marks=pytest.mark.nightly),
 ]
@@ -113,7 +115,6 @@ DRIFTS = {
         "given-map": ("head.reassemble.0.adapt.weight", lambda w: w * 1.01),
     },
     "dinov2": {
-        "projection": ("head.projection.bias", lambda b: b + 0.01),
         "residual": ("head.fusion.1.residual_conv_unit1.conv1.weight", lambda w: w * 1.01),
         "layer-scale": ("backbone.blocks.1.layer_scale1.gamma", mx.ones_like),
     },
@@ -130,6 +131,15 @@ def test_an_injected_drift_fails_the_gate(kind: str, name: str, folder: Any) -> 
     network.load_weights([(path, change(dict(tree_flatten(network.parameters()))[path]))], strict=False)
     with pytest.raises(AssertionError):
         assert_equal(np.array(network(mx.array(pixel_values)).depth), expected)
+
+
+def test_a_changed_projection_fails_the_gate(tmp_path: Path) -> None:
+    upstream = reference.model("dinov2", **WITH_PROJECTION)
+    network = mlx_depth.load(reference.save(upstream, tmp_path), dtype="float32", reference="transformers").network
+    pixel_values = reference.pixels(1, 14, 14)
+    network.head.projection.bias = network.head.projection.bias + 0.01
+    with pytest.raises(AssertionError):
+        assert_equal(np.array(network(mx.array(pixel_values)).depth), reference.run(upstream, pixel_values))
 
 
 def test_standardization_matters(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
