@@ -1,10 +1,12 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
 Full-size networks with name-seeded weights, ours and the upstream ones from the same pixels, float32: transformers' for
-V1 and V2, the authors' package for Depth Anything 3, what AnyDepth's own decoder gave on transformers' DINOv3.
+V1, V2 and DPT, the authors' package for Depth Anything 3, what AnyDepth's own decoder gave on transformers' DINOv3,
+and what MiDaS's authors' code gave.
 The demo's rows are its real weights on the photos of examples/.
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -15,10 +17,13 @@ import mlx_depth  # first, so that an installed OpenBLAS is used
 
 # isort: split
 import anydepth
+import midas_weights
 import mlx.core as mx
 import numpy as np
 import reference
 import reference_da3
+import reference_dpt
+from safetensors.numpy import save_file
 from support import correlation, relative_error
 
 SEEDED = [
@@ -52,6 +57,8 @@ def main() -> None:
         print_row(f"demo, {photo.name}", upstream, demo, pixel_values, zeros=0.6)
     print_scenes()
     print_anydepth()
+    print_dpt()
+    print_midas_small()
 
 
 def print_scenes() -> None:
@@ -77,6 +84,28 @@ def print_anydepth() -> None:
     pixel_values = anydepth.pixels("small")
     found = np.array(model.infer(mx.array(pixel_values)).depth)[:, ::4, ::4]
     print_errors("AnyDepth small", pixel_values.shape[1:3], found, np.load(anydepth.GOLDEN)["small"])
+
+
+def print_dpt() -> None:
+    upstream = reference_dpt.model("dinov2-small")
+    with tempfile.TemporaryDirectory() as folder:
+        reference_dpt.save(upstream, Path(folder))
+        model = mlx_depth.load(folder, dtype="float32", reference="transformers")
+    pixel_values = reference_dpt.pixels(1, 140, 196)
+    found = np.array(model.infer(mx.array(pixel_values)).depth)
+    print_errors("DPT on DINOv2 small", (140, 196), found, reference_dpt.run(upstream, pixel_values))
+
+
+def print_midas_small() -> None:
+    golden = np.load(Path(__file__).parent / "goldens" / "midas.npz")
+    facts = json.loads(str(golden["facts"]))
+    state = midas_weights.state(facts["shapes"]["small"])
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(state, Path(folder) / "midas_v21_small_256.safetensors")
+        model = mlx_depth.load(Path(folder) / "midas_v21_small_256.safetensors", dtype="float32")
+    shape = tuple(facts["inputs"]["small"][0])
+    found = np.array(model.infer(mx.array(midas_weights.pixels(shape))).depth)
+    print_errors("MiDaS 2.1 small", shape[1:], found, golden["small.0.depth"])
 
 
 def print_row(name: str, upstream, model: mlx_depth.DepthModel, pixel_values: np.ndarray, *, zeros: float) -> None:
