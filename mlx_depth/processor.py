@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.nn.resize import Method, resize, resize_pillow
+from mlx_depth.nn.resize import Method, PillowMethod, resize, resize_pillow
 from mlx_depth.nn.resize_opencv import resize_opencv
+from mlx_depth.weights.config_values import added_later
 
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink", "area"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink", "area", "pad"]
 Resample = Literal["opencv", "pillow", "opencv_area", "area", "bilinear", "antialias"]
 DepthMethod = Literal["bilinear", "bicubic", "bilinear_half_pixel"]
 InputSize = int | tuple[int, int]
@@ -29,6 +30,8 @@ _TWO_STEPS = ("long_side", "short_side")
 
 # 62 times the usual 518 × 518, 85,000 patches: beyond it attention runs for minutes and head maps pass 2 GB each.
 MAX_NETWORK_PIXELS = 4096 * 4096
+# A photo that is not resized may have so many: 2048 × 2048, 21,000 patches.
+MAX_PADDED_PIXELS = 2048 * 2048
 # Beyond this aspect an image has to hold itself the pixels that the network would see: a line is no photo.
 MAX_STRETCH = 32
 
@@ -46,7 +49,8 @@ class Processor:
     every image to a square of that side, the only one that the network takes. ``long_side`` and ``short_side`` go in
     two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger. ``shrink``
     makes the long side ``input_size`` at most, enlarges nothing, and rounds down. ``area``: the image gets about as
-    many patches as a square of that side has."""
+    many patches as a square of that side has. ``pad`` leaves the photo its size and puts zeros around it, behind
+    normalization; a size that is asked for is reached as by ``minimal``."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -61,6 +65,9 @@ class Processor:
     the area of float pixels where no side grows, else as ``opencv``. ``bilinear``: on float pixels, no antialias.
     ``antialias``: the same, torch's filter, which widens where a side shrinks."""
 
+    pillow_filter: Literal["bicubic", "bilinear"] = added_later("bicubic")
+    """What ``pillow`` takes instead of its bicubic filter."""
+
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
 
@@ -71,7 +78,8 @@ class Processor:
     """Standard deviation of the RGB values, 0..1."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("policy", Policy), ("resample", Resample), ("restore", DepthMethod)):
+        kinds = {"policy": Policy, "resample": Resample, "pillow_filter": PillowMethod, "restore": DepthMethod}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
                 raise OptionError(f"no {name} {getattr(self, name)!r} for a Processor: choose one of {choices}.")
@@ -95,9 +103,10 @@ class Processor:
             raise OptionError(
                 f"the processor takes RGB uint8 (H, W, 3), not {image.dtype} {image.shape}: use load_image first."
             )
-        pixels = self._resampled(image, self._steps((image.shape[0], image.shape[1]), input_size))
+        size = (image.shape[0], image.shape[1])
+        pixels = self._resampled(image, self._steps(size, input_size))
         scale, offset = self._scale_and_offset()
-        return pixels * scale + offset
+        return _padded(pixels * scale + offset, self.network_size(size, input_size))
 
     def network_size(self, image_size: tuple[int, int], input_size: InputSize | None = None) -> tuple[int, int]:
         """The size that an image has inside the network.
@@ -118,6 +127,8 @@ class Processor:
         input_size = _checked(input_size)
         if self.policy == "fixed":
             return self._fixed_size(input_size)
+        if self.policy == "pad" and input_size is None:
+            return self._padded_size(image_size)
         if isinstance(input_size, tuple):
             size = self._exact_size(input_size)
         else:
@@ -137,7 +148,7 @@ class Processor:
         target = self.input_size if input_size is None else _checked(input_size)
         if self.policy in _TWO_STEPS and isinstance(target, int):
             return [self._bounded_size(image_size, target), size]
-        return [size]
+        return [] if self.policy == "pad" and input_size is None else [size]
 
     def _resampled(self, image: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> mx.array:
         if self.resample == "opencv_area":
@@ -148,7 +159,7 @@ class Processor:
         pixels = mx.array(image)[None]
         for size in sizes:
             if self.resample == "pillow":
-                pixels = resize_pillow(pixels, size)
+                pixels = resize_pillow(pixels, size, method=self.pillow_filter)
             elif self.resample == "area" and size[0] <= pixels.shape[1] and size[1] <= pixels.shape[2]:
                 pixels = resize(pixels, size, method="opencv_area")
             elif self.resample == "antialias":
@@ -162,6 +173,15 @@ class Processor:
         if input_size not in (None, side, (side, side)):
             raise OptionError(f"the network takes {side} × {side} pixels alone: leave input_size out.")
         return side, side
+
+    def _padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (math.ceil(side / self.multiple_of) * self.multiple_of for side in image_size)
+        if height * width > MAX_PADDED_PIXELS:
+            raise OptionError(
+                f"this model takes photos as they are, and {image_size[0]} × {image_size[1]} pixels are more than "
+                f"{MAX_PADDED_PIXELS:,}: give an input_size, such as {self.input_size}, to which they are resized."
+            )
+        return height, width
 
     def _exact_size(self, size: tuple[int, int]) -> tuple[int, int]:
         nearest = tuple(max(round(side / self.multiple_of), 1) * self.multiple_of for side in size)
@@ -236,6 +256,15 @@ class Processor:
     def _scale_and_offset(self) -> tuple[mx.array, mx.array]:
         mean, std = np.array(self.mean), np.array(self.std)
         return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
+
+
+def _padded(pixel_values: mx.array, size: tuple[int, int]) -> mx.array:
+    """Zeros around an image that is smaller, the odd one below and to the right."""
+    missing = [side - there for side, there in zip(size, pixel_values.shape[1:3], strict=True)]
+    if not any(missing):
+        return pixel_values
+    around = [(count // 2, count - count // 2) for count in missing]
+    return mx.pad(pixel_values, [(0, 0), *around, (0, 0)])
 
 
 def _checked(input_size: object) -> InputSize | None:

@@ -13,6 +13,11 @@ from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
 from mlx_depth.models.depth_pro.network import depth_pro_config
 from mlx_depth.models.depth_pro.weights import PROCESSOR as DEPTH_PRO
+from mlx_depth.models.dpt.family import METRIC_PROCESSOR as DPT_DINOV2
+from mlx_depth.models.dpt.family import MIDAS_PROCESSOR as MIDAS_3
+from mlx_depth.models.dpt.network import dpt_dinov2_config, dpt_hybrid_config, dpt_large_config
+from mlx_depth.models.midas.family import PROCESSOR as MIDAS_SMALL
+from mlx_depth.models.midas.network import midas_small_config
 from mlx_depth.models.moge.family import PROCESSOR as MOGE
 from mlx_depth.models.moge.network import moge_config
 from mlx_depth.models.prompt_depth_anything.family import PROCESSOR as PROMPT_DEPTH_ANYTHING
@@ -39,7 +44,7 @@ class ModelSpec:
     processor: Processor
     license: str | None  # SPDX, as the authors state it, AND that of weights that these began from; None: unknown
     hub_id: str | None = None  # owner/name; None: bundled, local, unreleased, or to be converted first
-    convert_from: str | None = None  # owner/name of a repository with files of several models, to be converted
+    convert_from: str | None = None  # owner/name of several models' files, or a file's address
     parameters: int | None = None  # values in the published checkpoint, upstream's unused ones included
     aliases: tuple[str, ...] = ()
     folder: Path | None = None  # weights that are on this disk: bundled or local
@@ -431,6 +436,108 @@ _MODELS = (
         parameters=330_901_544,
         aliases=("moge2-large", "moge-2-vitl-normal"),
     ),
+    ModelSpec(
+        "dpt-large",
+        "dpt",
+        dpt_large_config(),
+        MIDAS_3,
+        APACHE,
+        hub_id="Intel/dpt-large",
+        parameters=343_030_465,
+        aliases=("dpt-large-384", "midas-v3-large"),
+    ),
+    ModelSpec(
+        "dpt-hybrid-midas",
+        "dpt_hybrid",
+        dpt_hybrid_config(),
+        MIDAS_3,
+        APACHE,
+        hub_id="Intel/dpt-hybrid-midas",
+        parameters=122_377_985,
+        aliases=("dpt-hybrid", "dpt-hybrid-384", "midas-v3-hybrid"),
+    ),
+    ModelSpec(
+        "midas-v2.1-small",
+        "midas_small",
+        midas_small_config(),
+        MIDAS_SMALL,
+        MIT,
+        convert_from="https://github.com/isl-org/MiDaS/releases/download/v2_1/midas_v21_small_256.pt",
+        parameters=21_320_545,
+        aliases=("midas-small", "midas-v21-small", "midas-v21-small-256"),
+    ),
+    ModelSpec(
+        "dpt-dinov2-small-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("small"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-small-nyu",
+        parameters=37_197_601,
+    ),
+    ModelSpec(
+        "dpt-dinov2-small-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("small"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-small-kitti",
+        parameters=37_197_601,
+    ),
+    ModelSpec(
+        "dpt-dinov2-base-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("base"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-base-nyu",
+        parameters=111_954_049,
+    ),
+    ModelSpec(
+        "dpt-dinov2-base-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("base"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-base-kitti",
+        parameters=111_954_049,
+    ),
+    ModelSpec(
+        "dpt-dinov2-large-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("large"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-large-nyu",
+        parameters=339_738_305,
+    ),
+    ModelSpec(
+        "dpt-dinov2-large-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("large"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-large-kitti",
+        parameters=339_738_305,
+    ),
+    ModelSpec(
+        "dpt-dinov2-giant-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("giant"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-giant-nyu",
+        parameters=1_199_461_185,
+    ),
+    ModelSpec(
+        "dpt-dinov2-giant-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("giant"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-giant-kitti",
+        parameters=1_199_461_185,
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -438,9 +545,20 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 # Names that people try, by what they begin with, of models that are known and not here yet.
 NOT_YET = {
-    "dpt": "DPT",
-    "midas": "MiDaS",
+    "depth-pro": "Depth Pro",
+    "depthpro": "Depth Pro",
+    "dpt-beit": "MiDaS 3.1",
+    "dpt-levit": "MiDaS 3.1",
+    "dpt-next-vit": "MiDaS 3.1",
+    "dpt-swin": "MiDaS 3.1",
     "metric3d": "Metric3D",
+    "midas-v2.1-large": "MiDaS 2.1 large",
+    "midas-v21-384": "MiDaS 2.1 large",
+    "midas-v3.1": "MiDaS 3.1",
+    "midas-v31": "MiDaS 3.1",
+    "moge": "MoGe",
+    "prompt-depth-anything": "Prompt Depth Anything",
+    "promptda": "Prompt Depth Anything",
     "sharp": "SHARP",
     "unidepth": "UniDepth",
     "vda": "Video Depth Anything",

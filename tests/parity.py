@@ -1,11 +1,12 @@
 """Print the table of tests/README.md: ``python tests/parity.py`` (needs the extra ``reference``; three minutes).
 
 Full-size networks (narrow ones of Depth Pro) with name-seeded weights, ours and the upstream ones from the same pixels,
-float32: transformers' for V1, V2, Prompt Depth Anything and Depth Pro, the authors' packages for Depth Anything 3 and
-MoGe-2, what AnyDepth's own decoder gave on transformers' DINOv3. The demo's rows are its real weights on the photos of
-examples/.
+float32: transformers' for V1, V2, Prompt Depth Anything, Depth Pro and DPT, the authors' packages for Depth Anything 3
+and MoGe-2, what AnyDepth's own decoder gave on transformers' DINOv3, and what MiDaS's code gave. The demo has its
+real weights, on the photos of examples/.
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,15 +17,18 @@ import mlx_depth  # first, so that an installed OpenBLAS is used
 
 # isort: split
 import anydepth
+import midas_weights
 import mlx.core as mx
 import numpy as np
 import reference
 import reference_da3
 import reference_depth_pro
+import reference_dpt
 import reference_moge
 import reference_prompt
 from mlx_depth_convert import convert
 from mlx_depth_convert.references.moge import exact_resizes
+from safetensors.numpy import save_file
 from support import correlation, relative_error
 
 from mlx_depth.registry import find_model
@@ -64,6 +68,8 @@ def main() -> None:
     print_anydepth()
     print_moge()
     print_depth_pro()
+    print_dpt()
+    print_midas_small()
 
 
 def print_prompts() -> None:
@@ -137,6 +143,28 @@ def print_moge() -> None:
     result = model.predict(photo, input_size=MOGE_SIZE)
     seen = result.mask & whole["mask"]
     print_errors("MoGe-2 small, from a photo: metres", MOGE_SIZE, result.depth[seen], whole["depth"][seen])
+
+
+def print_dpt() -> None:
+    upstream = reference_dpt.model("dinov2-small")
+    with tempfile.TemporaryDirectory() as folder:
+        reference_dpt.save(upstream, Path(folder))
+        model = mlx_depth.load(folder, dtype="float32", reference="transformers")
+    pixel_values = reference_dpt.pixels(1, 140, 196)
+    found = np.array(model.infer(mx.array(pixel_values)).depth)
+    print_errors("DPT on DINOv2 small", (140, 196), found, reference_dpt.run(upstream, pixel_values))
+
+
+def print_midas_small() -> None:
+    golden = np.load(Path(__file__).parent / "goldens" / "midas.npz")
+    facts = json.loads(str(golden["facts"]))
+    state = midas_weights.state(facts["shapes"]["small"])
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(state, Path(folder) / "midas_v21_small_256.safetensors")
+        model = mlx_depth.load(Path(folder) / "midas_v21_small_256.safetensors", dtype="float32")
+    shape = tuple(facts["inputs"]["small"][0])
+    found = np.array(model.infer(mx.array(midas_weights.pixels(shape))).depth)
+    print_errors("MiDaS 2.1 small", shape[1:], found, golden["small.0.depth"])
 
 
 def print_row(name: str, upstream, model: mlx_depth.DepthModel, pixel_values: np.ndarray, *, zeros: float) -> None:

@@ -20,13 +20,15 @@ def test_every_promised_entry_is_there():
     expected |= {f"prompt-depth-anything-{size}" for size in ("small", "small-transparent", "large")}
     expected |= {f"distill-any-depth-{size}" for size in sizes}
     expected |= {f"moge-2-{size}" for size in sizes}
+    expected |= {"dpt-large", "dpt-hybrid-midas", "midas-v2.1-small"}
+    expected |= {f"dpt-dinov2-{size}-{place}" for size in (*sizes, "giant") for place in ("nyu", "kitti")}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
 def test_names_are_kebab_and_unique():
     names = [name for spec in list_models() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
-    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
+    assert all(re.fullmatch(r"[a-z0-9]+(-v2\.1)?(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
 
 
 def test_hub_ids_are_unique():
@@ -50,6 +52,9 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-mono-large", "Apache-2.0", True),
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
+        ("dpt-large", "Apache-2.0", True),
+        ("midas-v2.1-small", "MIT", True),
+        ("dpt-dinov2-giant-kitti", "Apache-2.0", True),
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
         ("moge-2-large", "MIT", True),
         ("depth-pro", "apple-amlr", False),

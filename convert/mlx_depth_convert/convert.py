@@ -196,6 +196,8 @@ def _shrunk(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
             "--dtype float32."
         )
     packable, skipped = packable_layers(checkpoint, options.group_size)
+    if not packable and not skipped:
+        raise OptionError(f"{checkpoint.spec.name} has no layers that are quantized: leave --quantize out.")
     if options.quantize is not None:
         quantization = Quantization(options.quantize, options.group_size)
     else:

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023).
+"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023), and what else is built so.
 
 Upstream: ``dinov2/models/vision_transformer.py`` and transformers' ``modeling_dinov2.py``.
 """
@@ -37,8 +37,10 @@ class DINOv2Config:
     table_size: int = 37  # side of the position table, in patches
     num_register_tokens: int = 0
     position_rule: PositionRule = "scale"
-    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm; the blocks' is always LAYER_NORM_EPS
+    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm
     raw_layers: tuple[int, ...] = added_later(())  # those of out_layers that are handed out before the last norm
+    layer_scale: bool = added_later(True)  # False: the blocks have none
+    block_eps: float = added_later(LAYER_NORM_EPS)  # of the blocks' norms
 
     def __post_init__(self) -> None:
         sizes = ("embed_dim", "num_layers", "num_heads", "mlp_ratio", "patch_size", "table_size")
@@ -48,6 +50,10 @@ class DINOv2Config:
             raise CheckpointError(
                 f"raw_layers are {self.raw_layers}, not all of out_layers {self.out_layers}: "
                 "take the config.json of the original checkpoint."
+            )
+        if not 0 < self.block_eps < 1:
+            raise CheckpointError(
+                f"block_eps is {self.block_eps}, not between 0 and 1: take the config.json of the original checkpoint."
             )
 
     @property
@@ -101,7 +107,14 @@ class DINOv2(nn.Module):
 
     def _block(self, index: int) -> Block:
         config = self._config
-        return Block(config.embed_dim, config.num_heads, config.hidden_dim, eps=LAYER_NORM_EPS, swiglu=config.swiglu)
+        return Block(
+            config.embed_dim,
+            config.num_heads,
+            config.hidden_dim,
+            eps=config.block_eps,
+            swiglu=config.swiglu,
+            layer_scale=config.layer_scale,
+        )
 
     def shared(self, grid_size: tuple[int, int]) -> list[mx.array]:
         """What images of a patch grid share: the position table."""
@@ -132,7 +145,9 @@ class DINOv2(nn.Module):
         Returns:
             One ``LayerTokens`` for each of ``out_layers``, from the first to the last.
         """
-        x = self.embed(pixel_values)
+        return self._tapped(self.embed(pixel_values))
+
+    def _tapped(self, x: mx.array) -> list[LayerTokens]:
         tapped = []
         for index, block in enumerate(self.blocks):
             x = block(x)

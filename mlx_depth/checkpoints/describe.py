@@ -72,7 +72,8 @@ def _where(spec: ModelSpec) -> str:
     if spec.folder is not None:
         return "(bundled)" if spec.folder == DEMO_FOLDER else "(local)"
     if spec.convert_from is not None:
-        return f"{spec.convert_from} (to convert)"
+        place = spec.convert_from.partition("://")[2] or spec.convert_from
+        return f"{place.partition('/releases/')[0]} (to convert)"
     return spec.hub_id or "(unreleased)"
 
 

@@ -53,7 +53,7 @@ class PromptDPTHead(DPTHead):
         super().__init__(config)
         self.fusion = [PromptFusion(config.features, coarsest=level == 0) for level in range(len(RESAMPLINGS))]
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, patch_tokens: Sequence[mx.array], grid_size: tuple[int, int], prompt: mx.array | None = None
     ) -> mx.array:
         """Decode depth.

@@ -2,7 +2,14 @@
 
 from mlx_depth.errors import OptionError
 from mlx_depth.registry import ModelSpec
-from mlx_depth_convert.references import depth_anything, depth_anything_3, depth_pro, moge, prompt_depth_anything
+from mlx_depth_convert.references import (
+    depth_anything,
+    depth_anything_3,
+    depth_pro,
+    dpt,
+    moge,
+    prompt_depth_anything,
+)
 from mlx_depth_convert.references.base import Reference
 
 REFERENCES: dict[str, Reference] = {
@@ -13,6 +20,9 @@ REFERENCES: dict[str, Reference] = {
     "depth_pro": depth_pro.REFERENCE,
     "prompt_depth_anything": prompt_depth_anything.REFERENCE,
     "moge": moge.REFERENCE,
+    "dpt": dpt.PLAIN,
+    "dpt_hybrid": dpt.HYBRID,
+    "dpt_dinov2": dpt.METRIC,
 }
 NAMES = tuple(dict.fromkeys(reference.name for reference in REFERENCES.values()))
 
