@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coreml.tiny import SIZE, filled, tiny, tiny_any_view
+from coreml.tiny import SIZE, filled, tiny, tiny_any_view, tiny_mono
 from mlx_depth_convert.coreml import check_package, export_coreml
 from mlx_depth_convert.coreml import package as package_module
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
@@ -241,6 +241,22 @@ def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
     for path in (here, views):
         assert _digest(tmp_path / "there" / path.name) == _digest(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (tiny(swiglu=True, num_register_tokens=4), {"layout": "gpu", "cmap": "turbo"}),
+        (tiny_any_view(), {}),
+        (tiny_any_view(), {"layout": "gpu", "precision": "float32", "attention": "sdpa"}),
+        (tiny_mono(metric=True), {"compress": "int8"}),
+    ],
+)
+def test_the_passes_left_out_change_no_byte(model, options, tmp_path, monkeypatch):
+    few = export_coreml(model, tmp_path / "few", sizes=LANDSCAPE, **options)
+    monkeypatch.setattr(package_module, "_pipeline", lambda ct: ct.PassPipeline.DEFAULT)
+    all_of_them = export_coreml(model, tmp_path / "all", sizes=LANDSCAPE, **options)
+    assert _digest(few) == _digest(all_of_them)
 
 
 def test_manifest_names_the_files(half_package):
