@@ -379,7 +379,10 @@ PIXELS = {
 
 
 def test_the_published_processor() -> None:
-    assert read_processor(PIXELS) == read_processor(PIXELS | {"image_mean": 0.5, "image_std": 0.5}) == PROCESSOR
+    assert read_processor(PIXELS) == PROCESSOR
+    assert (
+        read_processor(PIXELS | {"image_mean": 0.5, "image_std": 0.5, "do_pad": None, "antialias": False}) == PROCESSOR
+    )
     assert PROCESSOR.network_size((480, 640)) == PROCESSOR.network_size((2000, 100)) == (1536, 1536)
 
 
@@ -394,6 +397,7 @@ def test_the_published_processor() -> None:
         ({"image_mean": [0.5, 0.5]}, "no three numbers"),
         ({"image_processor_type": "DPTImageProcessor"}, "not DepthProImageProcessor"),
         ({"crop_pct": 0.9}, "does not know: crop_pct"),
+        ({"antialias": True}, "antialias is True, which no published Depth Pro has"),
     ],
 )
 def test_processors_that_are_not_known(change: dict[str, object], message: str) -> None:

@@ -150,10 +150,8 @@ _PROCESSOR_FIXED: dict[str, Any] = {
     "do_normalize": True,
     "resample": 2,  # PIL's BILINEAR
     "rescale_factor": 1 / 255,
-    "antialias": False,
-    "do_center_crop": None,
-    "do_pad": None,
 }
+_PROCESSOR_OFF = ("antialias", "do_center_crop", "do_pad", "size_divisor")  # else the pixels are others
 _PROCESSOR_IDLE = (
     *("_valid_processor_keys", "crop_size", "data_format", "default_to_square", "device", "disable_grouping"),
     *("do_convert_rgb", "image_seq_length", "input_data_format", "pad_size", "processor_class", "return_tensors"),
@@ -167,7 +165,14 @@ def read_processor(config: Mapping[str, Any]) -> Processor:
         CheckpointError: If a key is unknown, or has a value that is not supported.
     """
     where = "preprocessor_config.json"
-    values = read_keys(where, config, _PROCESSOR_DEFAULTS, _PROCESSOR_FIXED, _PROCESSOR_IDLE)
+    on = [key for key in _PROCESSOR_OFF if config.get(key) not in (None, False)]
+    if on:
+        raise CheckpointError(
+            f"{where}: {on[0]} is {config[on[0]]!r:.60}, which no published Depth Pro has: "
+            "take the file of the original checkpoint."
+        )
+    idle = (*_PROCESSOR_IDLE, *_PROCESSOR_OFF)
+    values = read_keys(where, config, _PROCESSOR_DEFAULTS, _PROCESSOR_FIXED, idle)
     size, kind = values["size"], values["image_processor_type"]
     if not isinstance(size, Mapping) or {*size} != {"height", "width"} or size["height"] != size["width"]:
         raise CheckpointError(f"{where}: size is {size!r:.60}, no square: take the file of the original checkpoint.")
