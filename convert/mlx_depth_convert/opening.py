@@ -91,7 +91,8 @@ def open_checkpoint(
     like = find_spec(model) if model is not None else None
     found = resolve(source, revision=revision, file=file, convertible=True, progress=progress)
     chosen = _foreign_file(found.path)
-    facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": found.repo, "ignore": ignore}
+    name = found.repo or (found.path.resolve().name if found.path.is_dir() else None)
+    facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": name, "ignore": ignore}
     if chosen is None:
         if key is not None:
             raise OptionError(f"{found.path} is flat, without keys: leave --key {key} out, or use --prefix.")
