@@ -16,13 +16,13 @@ from PIL import Image
 from support import correlation, relative_error
 
 import mlx_depth
-from mlx_depth import CheckpointError, DepthKind, DepthModel, ImageError, OptionError
+from mlx_depth import CheckpointError, DepthKind, DepthModel, ImageError, ModelNotFoundError, OptionError
 from mlx_depth.checkpoints.detect import detect
 from mlx_depth.models.base import DepthOutputs, Evidence, Photo
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.models.moge.network import SIZES, MoGe, MoGeConfig, moge_config, view_plane
 from mlx_depth.models.moge.weights import published_name
-from mlx_depth.registry import find_model
+from mlx_depth.registry import MODELS, find_model
 from mlx_depth.weights.rules import apply, check_complete, to_mlx_layout
 
 torch = upstream.torch
@@ -30,7 +30,7 @@ GATE = 1e-4  # relative error from the same pixels, float32
 PHOTO_GATE = 1e-3  # from a file to the final map
 FAMILY = FAMILIES["moge"]
 TOKENS, SIDE = 100, 140  # the same choice: 10 × 10 patches of a square
-MODELS = [f"moge-2-{size}" for size in SIZES]
+NAMES = [f"moge-2-{size}" for size in SIZES]
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast", "ignore:.*the weights are under 'model'")
 
 
@@ -59,7 +59,7 @@ def model(folder: Path) -> DepthModel:
 # Tables
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_at_full_size(name: str) -> None:
     spec = find_model(name)
     network = upstream.build(spec.config)
@@ -291,6 +291,18 @@ def test_the_tools(folder: Path, tmp_path: Path) -> None:
     assert rows["points_head.read_out"] == "Conv2d"
     result = mlx_depth.load(packed).predict(upstream.image(60, 80), input_size=SIDE)
     assert result.mask.any()
+
+
+def test_a_published_file_has_its_name_and_license(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if the tiny network were the published small one, in a copy of its repository."""
+    published = dataclasses.replace(find_model("moge-2-small"), config=upstream.TINY)
+    monkeypatch.setitem(MODELS, "moge-2-small", published)
+    source = upstream.save(upstream.TINY, tmp_path / "moge-2-vits-normal")
+    with pytest.raises(ModelNotFoundError, match=r"convert model\.pt first \(mlx-depth convert"):
+        mlx_depth.load(source)
+    spec = mlx_depth.load(convert(source, tmp_path / "out")).spec
+    assert (spec.name, spec.license, spec.commercial, spec.parameters) == ("moge-2-small", "MIT", True, 35_103_656)
+    assert spec.processor == published.processor
 
 
 def facts(**changes: Any) -> dict[str, Any]:
