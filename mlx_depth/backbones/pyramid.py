@@ -51,12 +51,12 @@ class PyramidConfig:
                 f"windows that overlap by {self.overlaps[level]} are none: "
                 "take the config.json of the original checkpoint."
             )
-        patches, lost = self.encoder.table_size, 2 * self.cut(level)
+        patches, lost = self.encoder.table_size, 2 * self.lost(level)
         count, rest = divmod(self.side(level) - self.window, self.stride(level))
         joined = (count + 1) * patches - count * lost
         if rest or joined != patches * 2**level:
             raise CheckpointError(
-                f"windows of {self.window} pixels that overlap by {self.overlaps[level]} and lose {self.cut(level)} "
+                f"windows of {self.window} pixels that overlap by {self.overlaps[level]} and lose {self.lost(level)} "
                 f"patches do not join to the {self.side(level)} pixels of their image: "
                 "take the config.json of the original checkpoint."
             )
@@ -79,7 +79,7 @@ class PyramidConfig:
         """Pixels from one window of a level to the next."""
         return int(self.window * (1 - self.overlaps[level]))
 
-    def cut(self, level: int) -> int:
+    def lost(self, level: int) -> int:
         """Patches that each window of a level loses where another joins it: a quarter of its side at the most."""
         return min(self.encoder.table_size // 4, self.padding * 2 ** (LEVELS - 1 - level))
 
@@ -118,13 +118,13 @@ class PyramidEncoder(nn.Module):
         *taps, last = (self._as_maps(layer, len(pixel_values)) for layer in layers)
         levels, start = [], 0
         for level in reversed(range(LEVELS)):
-            levels.append(join(last[start : start + len(windows[level])], config.cut(level)))
+            levels.append(join(last[start : start + len(windows[level])], config.lost(level)))
             start += len(windows[level])
         finest = slice(0, len(windows[-1]))
         (seen,) = self.image_encoder(images[0])
         return PyramidMaps(
             levels=levels[::-1],
-            taps=[join(tap[finest], config.cut(LEVELS - 1)) for tap in reversed(taps)],
+            taps=[join(tap[finest], config.lost(LEVELS - 1)) for tap in reversed(taps)],
             image=self._as_maps(seen.patch_tokens, len(pixel_values))[0],
             small=images[0],
         )

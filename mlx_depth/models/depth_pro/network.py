@@ -61,8 +61,7 @@ class DepthPro(DepthNetwork):
 
         Args:
             pixel_values: Normalized RGB, ``(B, 1536, 1536, 3)``.
-            field_of_view: Estimate it, too, where the weights can: a third of the parameters, which a known focal
-                length makes needless.
+            field_of_view: Estimate it, too, where the weights can; a known focal length makes that needless.
         Returns:
             ``depth`` ``(B, 1536, 1536)``: canonical inverse depth >= 0, larger = nearer; times the width of the photo
             over its focal length it is in 1/metres. ``field_of_view`` ``(B,)``, in degrees.
