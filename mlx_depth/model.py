@@ -1,7 +1,8 @@
 """A model in memory: from images to results, walking the whole line once."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -14,20 +15,23 @@ from mlx.utils import tree_map
 from mlx_depth.errors import ImageError, OptionError
 from mlx_depth.io.find import are_many, find_photos
 from mlx_depth.io.image import ImageSource, LoadedImage, load_image, with_focal_length
-from mlx_depth.models.base import DepthNetwork, DepthOutputs, Family, Photo, PhotoOutputs
+from mlx_depth.io.prompt import PromptSource, PromptUnit, check_same_field, load_prompt, prompts_of
+from mlx_depth.models.base import PROMPT, DepthNetwork, DepthOutputs, Family, Meaning, Photo, PhotoOutputs, Size
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.multiview import Facts, PoseFrom, needed, prepare_views, scene_of, with_ray_cameras
 from mlx_depth.processor import InputSize, Processor
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import Camera, DepthResult
-from mlx_depth.runtime.forward import Forward, cores_for, evaluate, forward_of, warn_slow, working_bytes
+from mlx_depth.runtime.forward import Conditions, Forward, cores_for, evaluate, forward_of, warn_slow, working_bytes
 from mlx_depth.runtime.process import check_fork, computing
-from mlx_depth.runtime.stream import DECODING_THREADS, Batches, OnError, Size, stream
+from mlx_depth.runtime.stream import DECODING_THREADS, Batches, LoadedShot, OnError, Shot, stream
 from mlx_depth.scene import SceneResult
 from mlx_depth.sequence import predict_windows
 from mlx_depth.weights.safetensors_io import dtype_name
 
 Color = tuple[int, int, int]
+Options = tuple[tuple[str, Any], ...]  # of the network, by name
+Terms = tuple[Size, Options]
 PHOTO_PIXEL_BYTES = 64  # of a photo and its depth while they are resized
 
 
@@ -68,6 +72,8 @@ class DepthModel:
         self,
         image: ImageSource,
         *,
+        prompt: PromptSource | None = None,
+        prompt_unit: PromptUnit | None = None,
         input_size: InputSize | None = None,
         background: Color | None = None,
         focal_length_px: float | None = None,
@@ -76,17 +82,25 @@ class DepthModel:
 
         Args:
             image: Path, URL, bytes, binary file, PIL image, numpy or MLX array; see ``load_image``.
-            input_size: Short side in network pixels, or an exact ``(height, width)`` in multiples of 14; None: the
-                model's own. Larger shows finer detail, slower.
+            prompt: A coarse map of distances in the photo, ``(h, w)``, such as a phone's LiDAR gives, for models that
+                take one: a 16-bit PNG, .npy, .npz, .tiff, .pfm, .exr, array or PIL image; see
+                ``io.prompt.load_prompt``. Without one their depth is relative.
+            prompt_unit: ``"m"`` or ``"mm"``; None: millimetres for whole numbers, metres for floats.
+            input_size: Short side in network pixels (for Depth Anything 3 the long one, for MoGe that of a square of
+                equal area), or an exact ``(height, width)`` in multiples of the patch size; None: the model's own.
+                Larger shows finer detail, slower.
             background: RGB, 0..255, under transparent pixels; None: white.
-            focal_length_px: Focal length in pixels of the photo, for models whose metres need it; None: from EXIF.
+            focal_length_px: Focal length in pixels of the photo, where it is known: for models whose metres need it
+                (None: from EXIF) and for those that else estimate it (None: they do).
         Returns:
             Depth at the original size, float32, with its kind and unit.
         Raises:
-            ImageError: If the image cannot be read.
-            OptionError: If the input size cannot work.
+            ImageError: If the image or the prompt cannot be read.
+            OptionError: If the input size cannot work, or the model takes no prompt.
         """
-        outcome = self._predict_group([_reader(background, focal_length_px)(image)], input_size)[0]
+        self.check_prompts(prompt)
+        shot = _shot_reader(background, focal_length_px, prompt_unit)(Shot(image, prompt))
+        outcome = self._predict_group([shot], input_size)[0]
         if isinstance(outcome, ImageError):
             raise outcome
         return outcome
@@ -95,6 +109,8 @@ class DepthModel:
         self,
         images: str | Path | Iterable[ImageSource],
         *,
+        prompts: str | Path | Iterable[PromptSource] | None = None,
+        prompt_unit: PromptUnit | None = None,
         batch_size: int = 4,
         input_size: InputSize | None = None,
         background: Color | None = None,
@@ -109,6 +125,9 @@ class DepthModel:
         Args:
             images: A list or any iterator of what ``predict`` takes; or a folder or a pattern such as
                 ``"photos/*.jpg"``, whose images come by name.
+            prompts: A depth prompt for each image, as for ``predict``, in the same order; or a folder of files that are
+                called like the images.
+            prompt_unit: As for ``predict``.
             batch_size: Images that the network sees at once.
             input_size: As for ``predict``.
             background: As for ``predict``.
@@ -118,8 +137,9 @@ class DepthModel:
         Yields:
             One result an image, in the order given.
         Raises:
-            ImageError: If an image cannot be read and there is no ``on_error``.
-            OptionError: If the batch size or the input size cannot work.
+            ImageError: If an image or its prompt cannot be read and there is no ``on_error``.
+            OptionError: If the batch size or the input size cannot work, if the model takes no prompts, or if there is
+                not one for each image.
         """
         if isinstance(images, (str, Path)) and are_many(images):
             images = find_photos(images)
@@ -128,9 +148,11 @@ class DepthModel:
         if not isinstance(images, Iterable):
             raise OptionError(f"predict_batch takes a list or iterator of images, not {type(images).__name__}.")
         self.check_input_size(input_size)
+        self.check_prompts(prompts)
         return predict_stream(
             lambda: self,
-            images,
+            _shots(images, prompts),
+            prompt_unit=prompt_unit,
             batch_size=batch_size,
             input_size=input_size,
             background=background,
@@ -239,49 +261,54 @@ class DepthModel:
         views = prepare_views(
             images, self.processor, input_size=input_size, extrinsics=extrinsics, intrinsics=intrinsics, size=size
         )
-        key = tuple(options.values())
-        if key not in self._forwards:
-            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        forward = self._forward_with(options)
         limit = working_bytes(self.network, views.pixel_values.shape, self.dtype)
         with cores_for(views.size):
-            outputs = self._forwards[key](views.pixel_values, views.conditions())
+            outputs = forward(views.pixel_values, views.conditions())
             evaluate(needed(outputs, pose_from), limit)
             if pose_from == "rays":
                 outputs = with_ray_cameras(outputs, views.size, self.spec.config, self.family)
             model = Facts(self.family, self.spec.config, self.processor, self._facts())
             return scene_of(outputs, views, model, lambda arrays: evaluate(arrays, limit))
 
-    def infer(self, pixel_values: mx.array) -> DepthOutputs:
+    def infer(self, pixel_values: mx.array, conditions: Conditions | None = None) -> DepthOutputs:
         """Run the network alone, as fast as ``predict`` does.
 
         Args:
             pixel_values: Normalized RGB, ``(B, H, W, 3)``, any float type; H and W are multiples of the patch size.
+            conditions: What comes in beside the pixels, by name: of ``network.conditions``.
         Returns:
             What the network computes, evaluated: ``depth`` ``(B, H, W)``, float32, in the kind and unit of the model,
             and what else it has.
         Raises:
-            OptionError: If the shape does not fit.
+            OptionError: If a shape does not fit, or the network has no such condition.
         """
         if not isinstance(pixel_values, mx.array):
             raise OptionError(f"infer takes an mx.array, not {type(pixel_values).__name__}: wrap it in mx.array(…).")
+        unknown = [name for name in conditions or {} if name not in self.network.conditions]
+        if unknown:
+            known = ", ".join(self.network.conditions) or "nothing"
+            raise OptionError(f"{self.spec.name} takes no {', '.join(unknown)} beside the pixels: it takes {known}.")
         check_fork()
-        mx.eval(pixel_values)  # in the thread that built it
-        return self._infer(pixel_values)
+        mx.eval(pixel_values, conditions or {})  # in the thread that built them
+        return self._infer(pixel_values, conditions or {})
 
     @computing
-    def _infer(self, pixel_values: mx.array) -> DepthOutputs:
+    def _infer(self, pixel_values: mx.array, conditions: Conditions) -> DepthOutputs:
         with cores_for(pixel_values.shape[-3:-1]):
-            outputs = self._forward(pixel_values)
+            outputs = self._forward_with({})(pixel_values, conditions)
             evaluate(outputs.present(), working_bytes(self.network, pixel_values.shape, self.dtype))
         return outputs
 
-    @functools.cached_property
-    def _forward(self) -> Forward:
-        return forward_of(self.network, self.dtype)
+    def _forward_with(self, options: Mapping[str, Any]) -> Forward:
+        """The network as it is run with some options, kept."""
+        key = tuple(options.items())
+        if key not in self._forwards:
+            self._forwards[key] = forward_of(self.network, self.dtype, options)
+        return self._forwards[key]
 
     @functools.cached_property
-    def _forwards(self) -> dict[tuple[Any, ...], Forward]:
-        """Those with options of the network, by the options' values."""
+    def _forwards(self) -> dict[Options, Forward]:
         return {}
 
     def check_input_size(self, input_size: InputSize | None) -> None:
@@ -289,46 +316,68 @@ class DepthModel:
         side = self.processor.input_size if input_size is None else input_size
         self.processor.network_size(side if isinstance(side, tuple) else (side, side), input_size)
 
-    def _size_or_error(self, image: LoadedImage, input_size: InputSize | None) -> Size | ImageError:
+    def check_prompts(self, prompts: object | None) -> None:
+        """Raise OptionError if there are depth prompts, and the model takes none."""
+        if prompts is not None and PROMPT not in self.network.conditions:
+            raise OptionError(
+                f"{self.spec.name} takes no depth prompt: leave it out, or take a model that does, such as "
+                "prompt-depth-anything-small."
+            )
+
+    def _terms(self, image: LoadedImage, input_size: InputSize | None) -> Terms:
+        """The network size of a photo, and with which options of the network it is computed."""
+        size = self.processor.network_size(image.info.size, input_size)
+        return size, tuple(self.family.options(self.spec.config, _photo(image, size)).items())
+
+    def _batch_key(self, shot: LoadedShot, input_size: InputSize | None) -> Hashable | ImageError:
+        """What the photos of a batch have in common: their terms, and the size of their prompts."""
+        info = shot.image.info
         try:
-            return self.processor.network_size(image.info.size, input_size)
+            terms = self._terms(shot.image, input_size)
         except OptionError as error:
-            return ImageError(f"{image.info.source}: {error}")
+            return ImageError(f"{info.source}: {error}")
+        return terms, None if shot.prompt is None else shot.prompt.shape
 
     @computing
     def _predict_group(
-        self, images: Sequence[LoadedImage], input_size: InputSize | None
+        self, shots: Sequence[LoadedShot], input_size: InputSize | None
     ) -> list[DepthResult | ImageError]:
-        """Images of one network size, one batch."""
+        """Photos of one ``_batch_key``, one batch."""
         warn_slow()
-        size = self.processor.network_size(images[0].info.size, input_size)
+        images = [shot.image for shot in shots]
+        conditions = [{} if shot.prompt is None else {PROMPT: shot.prompt} for shot in shots]
+        size, options = self._terms(images[0], input_size)
+        forward = self._forward_with(dict(options))
         photo_bytes = sum(image.info.size[0] * image.info.size[1] for image in images) * PHOTO_PIXEL_BYTES
+        photos = [_photo(image, size) for image in images]
         with cores_for(size):
             pixel_values = mx.concatenate([self.processor(image.pixels, input_size=input_size) for image in images])
+            limit = photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype)
             if self.network.takes == "views":
-                outputs = self._forward(pixel_values[:, None]).first_view()  # scenes of one view
+                outputs = forward(pixel_values[:, None]).first_view()  # scenes of one view
             else:
-                outputs = self._forward(pixel_values)
-            grown = [self._grown(outputs, index, image, size) for index, image in enumerate(images)]
+                given = {**_stacked(conditions), **self.family.photo_conditions(photos)}
+                outputs = forward(pixel_values, given)
+            evaluate(self.family.read_first(outputs), limit)
+            grown = [self._grown(outputs, index, image, photos[index]) for index, image in enumerate(images)]
             arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
-            evaluate(arrays, photo_bytes + working_bytes(self.network, pixel_values.shape, self.dtype))
+            evaluate(arrays, limit)
         return [
-            each if isinstance(each, ImageError) else self._result(image, each, size)
-            for image, each in zip(images, grown, strict=True)
+            each if isinstance(each, ImageError) else self._result(image, each, size, self.spec.config.meaning(given))
+            for image, each, given in zip(images, grown, conditions, strict=True)
         ]
 
-    def _grown(self, outputs: DepthOutputs, index: int, image: LoadedImage, size: Size) -> PhotoOutputs | ImageError:
+    def _grown(self, outputs: DepthOutputs, index: int, image: LoadedImage, photo: Photo) -> PhotoOutputs | ImageError:
         """One image's outputs at the photo's size, as its family has it."""
-        info = image.info
         one = DepthOutputs(**tree_map(lambda array: array[index : index + 1], outputs.present()))
         try:
-            return self.family.postprocess(
-                self.spec.config, one, self.processor, Photo(info.size, size, info.focal_length_px)
-            )
+            return self.family.postprocess(self.spec.config, one, self.processor, photo)
         except ImageError as error:
-            return ImageError(f"{info.source}: {error}")
+            return ImageError(f"{image.info.source}: {error}")
 
-    def _result(self, image: LoadedImage, outputs: PhotoOutputs, size: Size) -> DepthResult | ImageError:
+    def _result(
+        self, image: LoadedImage, outputs: PhotoOutputs, size: Size, meaning: Meaning
+    ) -> DepthResult | ImageError:
         arrays: dict[str, Any] = {name: np.array(array) for name, array in outputs.present().items()}
         if not np.isfinite(arrays["depth"]).any():
             return ImageError(f"{image.info.source} has no depth: {self.family.no_depth}.")
@@ -336,13 +385,13 @@ class DepthModel:
         intrinsics = arrays.pop("intrinsics", None)
         return DepthResult(
             **arrays,
-            kind=self.spec.depth_kind,
+            kind=meaning.kind,
             camera=None if intrinsics is None else Camera(intrinsics, extrinsics),
             image_size=image.info.size,
             input_size=size,
             image=image.pixels,
             focal_length_px=image.info.focal_length_px,
-            max_depth=self.spec.config.max_depth,
+            max_depth=meaning.max_depth,
             source=image.info.source,
             **self._facts(),
         )
@@ -359,8 +408,9 @@ class DepthModel:
 
 def predict_stream(
     open_model: Callable[[], DepthModel],
-    images: Iterable[ImageSource],
+    shots: Iterable[Shot],
     *,
+    prompt_unit: PromptUnit | None = None,
     batch_size: int,
     input_size: InputSize | None,
     background: Color | None,
@@ -371,7 +421,7 @@ def predict_stream(
 
     Args:
         open_model: Gives the model; not called where there is nothing to predict.
-        images: As for ``predict_batch``, like the options.
+        shots: The photos, as for ``predict_batch``, like the options.
     Yields:
         As ``predict_batch``.
     Raises:
@@ -381,12 +431,63 @@ def predict_stream(
         raise OptionError(f"batch_size is {batch_size!r:.40}: give 1 or more.")
     model = functools.cache(open_model)
     batches: Batches[DepthResult] = Batches(
-        lambda image: model()._size_or_error(image, input_size),
+        lambda shot: model()._batch_key(shot, input_size),
         lambda group: model()._predict_group(group, input_size),
         batch_size,
     )
     ahead = max(batch_size, DECODING_THREADS)
-    return stream(batches, images, read=_reader(background, focal_length_px), ahead=ahead, on_error=on_error)
+    read = _shot_reader(background, focal_length_px, prompt_unit)
+    return stream(batches, shots, read=read, ahead=ahead, on_error=on_error)
+
+
+def _shots(images: Iterable[ImageSource], prompts: str | Path | Iterable[PromptSource] | None) -> Iterable[Shot]:
+    """One a photo; what can be told of the number of prompts at once is an error at once."""
+    if prompts is None:
+        return map(Shot, images)
+    if isinstance(prompts, (str, Path)):
+        images = list(images)
+        prompts = prompts_of(images, Path(prompts))
+    if not isinstance(prompts, Iterable):
+        raise OptionError(f"prompts takes one for each image, in a list, not {type(prompts).__name__}.")
+    if isinstance(images, Sized) and isinstance(prompts, Sized) and len(images) != len(prompts):
+        raise OptionError(f"there are {len(prompts)} prompts for {len(images)} images: give one for each.")
+    return _paired(images, prompts)
+
+
+_END = object()
+
+
+def _paired(images: Iterable[ImageSource], prompts: Iterable[PromptSource]) -> Iterator[Shot]:
+    pairs = itertools.zip_longest(images, prompts, fillvalue=_END)
+    for number, (image, prompt) in enumerate(pairs):
+        if image is _END or prompt is _END:
+            raise OptionError(f"the {'images' if image is _END else 'prompts'} end after {number}: give one for each.")
+        yield Shot(image, prompt)  # type: ignore[arg-type]  # neither is the end
+
+
+def _stacked(conditions: Sequence[dict[str, npt.NDArray[Any]]]) -> Conditions:
+    """Of single photos → of their batch."""
+    return {name: mx.array(np.stack([each[name] for each in conditions])) for name in conditions[0]}
+
+
+def _shot_reader(
+    background: Color | None, focal_length_px: float | None, prompt_unit: PromptUnit | None
+) -> Callable[[Shot], LoadedShot]:
+    read = _reader(background, focal_length_px)
+
+    def read_shot(shot: Shot) -> LoadedShot:
+        image = read(shot.image)
+        if shot.prompt is None:
+            return LoadedShot(image)
+        prompt = load_prompt(shot.prompt, unit=prompt_unit)
+        check_same_field(prompt, image.info)
+        return LoadedShot(image, prompt)
+
+    return read_shot
+
+
+def _photo(image: LoadedImage, size: Size) -> Photo:
+    return Photo(image.info.size, size, image.info.focal_length_px, image.info.focal_length_given)
 
 
 def _reader(background: Color | None, focal_length_px: float | None) -> Callable[[ImageSource], LoadedImage]:

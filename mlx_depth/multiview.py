@@ -219,7 +219,7 @@ def _view(outputs: DepthOutputs, index: int, views: Views, camera: Camera, model
     one = DepthOutputs(
         **{name: array[:, index] for name, array in outputs.present().items() if name in ("depth", "confidence", "sky")}
     )
-    photo = Photo(size, (H, W), image.info.focal_length_px)
+    photo = Photo(size, (H, W), image.info.focal_length_px, image.info.focal_length_given)
     grown: PhotoOutputs = model.family.postprocess(model.config, one, model.processor, photo)
     maps: dict[str, Any] = {}
     for name, array in grown.present().items():

@@ -1,7 +1,7 @@
 """The front door: a model by its name, and depth in one call."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,6 +11,7 @@ from mlx_depth.checkpoints.checkpoint import build_network, following, read_chec
 from mlx_depth.checkpoints.resolve import Resolved, canonical_name, resolve
 from mlx_depth.io.find import are_many
 from mlx_depth.io.image import ImageSource
+from mlx_depth.io.prompt import PromptSource, PromptUnit
 from mlx_depth.model import Color, DepthModel
 from mlx_depth.processor import InputSize, Reference
 from mlx_depth.result import DepthResult
@@ -63,6 +64,8 @@ def _read(found: Resolved, dtype: mx.Dtype, reference: Reference | None) -> Dept
 def predict(  # type: ignore[overload-overlap]  # a str is a sequence and an open file an iterator: each is one image
     image: ImageSource,
     *,
+    prompt: PromptSource | None = ...,
+    prompt_unit: PromptUnit | None = ...,
     model: str | Path = ...,
     dtype: str | mx.Dtype | None = ...,
     revision: str | None = ...,
@@ -75,6 +78,8 @@ def predict(  # type: ignore[overload-overlap]  # a str is a sequence and an ope
 def predict(
     image: Sequence[ImageSource] | Iterator[ImageSource],
     *,
+    prompt: str | Path | Iterable[PromptSource] | None = ...,
+    prompt_unit: PromptUnit | None = ...,
     model: str | Path = ...,
     dtype: str | mx.Dtype | None = ...,
     revision: str | None = ...,
@@ -86,6 +91,8 @@ def predict(
 def predict(
     image: Any,
     *,
+    prompt: Any = None,
+    prompt_unit: PromptUnit | None = None,
     model: str | Path = DEFAULT_MODEL,
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
@@ -99,6 +106,8 @@ def predict(
     Args:
         image: One image (path, URL, bytes, binary file, PIL image, array); or many: a list or iterator of images, a
             folder, or a pattern such as ``"photos/*.jpg"``.
+        prompt: As for ``DepthModel.predict``; of many images as ``prompts`` of ``DepthModel.predict_batch``.
+        prompt_unit: As for ``DepthModel.predict``.
         model: As ``source`` of ``load``.
         dtype: As for ``load``.
         revision: As for ``load``.
@@ -120,11 +129,14 @@ def predict(
     """
     loaded = _keep(canonical_name(model), resolve_dtype(dtype), revision, reference)
     options: dict[str, Any] = {
+        "prompt_unit": prompt_unit,
         "input_size": input_size,
         "background": background,
         "focal_length_px": focal_length_px,
     }
-    return loaded.predict_batch(image, **options) if are_many(image) else loaded.predict(image, **options)
+    if are_many(image):
+        return loaded.predict_batch(image, prompts=prompt, **options)
+    return loaded.predict(image, prompt=prompt, **options)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
-from mlx_depth.nn.resize import resize, resize_pillow
+from mlx_depth.nn.resize import Method, PillowMethod, resize, resize_pillow
 from mlx_depth.nn.resize_opencv import resize_opencv
+from mlx_depth.weights.config_values import added_later
 
 Reference = Literal["original", "transformers"]
 """Whose code a model is compared with: the authors' or Hugging Face transformers'."""
 
-Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side"]
-Resample = Literal["opencv", "pillow", "opencv_area"]
-DepthMethod = Literal["bilinear", "bicubic"]
+Policy = Literal["lower_bound", "upper_bound", "minimal", "fixed", "long_side", "short_side", "shrink", "area", "pad"]
+Resample = Literal["opencv", "pillow", "opencv_area", "area", "bilinear", "antialias"]
+DepthMethod = Literal["bilinear", "bicubic", "bilinear_half_pixel"]
 InputSize = int | tuple[int, int]
 """The side that the size rule works towards, or the exact ``(height, width)``, in network pixels."""
 
@@ -29,6 +30,8 @@ _TWO_STEPS = ("long_side", "short_side")
 
 # 62 times the usual 518 × 518, 85,000 patches: beyond it attention runs for minutes and head maps pass 2 GB each.
 MAX_NETWORK_PIXELS = 4096 * 4096
+# A photo that is not resized may have so many: 2048 × 2048, 21,000 patches.
+MAX_PADDED_PIXELS = 2048 * 2048
 # Beyond this aspect an image has to hold itself the pixels that the network would see: a line is no photo.
 MAX_STRETCH = 32
 
@@ -44,7 +47,10 @@ class Processor:
     """With the aspect kept, both sides are scaled so that the short side (``lower_bound``), the long side
     (``upper_bound``) or the side that needs the least scaling (``minimal``) becomes ``input_size``; ``fixed`` stretches
     every image to a square of that side, the only one that the network takes. ``long_side`` and ``short_side`` go in
-    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger."""
+    two steps: that side becomes ``input_size``, then each side its nearest multiple, of two the larger. ``shrink``
+    makes the long side ``input_size`` at most, enlarges nothing, and rounds down. ``area``: the image gets about as
+    many patches as a square of that side has. ``pad`` leaves the photo its size and puts zeros around it, behind
+    normalization; a size that is asked for is reached as by ``minimal``."""
 
     multiple_of: int = 14
     """Both sides are rounded to a multiple of this: the patch size."""
@@ -55,7 +61,12 @@ class Processor:
     resample: Resample = "opencv"
     """``opencv``: cubic (a = −0.75) on float pixels, no antialias. ``pillow``: Pillow's antialiased bicubic
     (a = −0.5) on 8-bit pixels, rounded and clipped to 0..255 after each axis. ``opencv_area``: on 8-bit pixels,
-    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area."""
+    rounded after each step; cubic (a = −0.75) where a side grows, else the mean over the area. ``area``: the mean over
+    the area of float pixels where no side grows, else as ``opencv``. ``bilinear``: on float pixels, no antialias.
+    ``antialias``: the same, torch's filter, which widens where a side shrinks."""
+
+    pillow_filter: Literal["bicubic", "bilinear"] = added_later("bicubic")
+    """What ``pillow`` takes instead of its bicubic filter."""
 
     restore: DepthMethod = "bilinear"
     """How depth maps come back to the size of the photo: the ``method`` of ``resize_depth``."""
@@ -67,7 +78,8 @@ class Processor:
     """Standard deviation of the RGB values, 0..1."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("policy", Policy), ("resample", Resample), ("restore", DepthMethod)):
+        kinds = {"policy": Policy, "resample": Resample, "pillow_filter": PillowMethod, "restore": DepthMethod}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
                 raise OptionError(f"no {name} {getattr(self, name)!r} for a Processor: choose one of {choices}.")
@@ -84,15 +96,17 @@ class Processor:
             OptionError: If ``image`` is not RGB uint8, or ``input_size`` cannot work.
 
         The authors' ``depth_anything_v2/util/transform.py`` on ``image / 255.0``, transformers'
-        ``DPTImageProcessor``, or ``utils/io/input_processor.py`` of ``depth_anything_3`` without its crops.
+        ``DPTImageProcessor`` and ``DepthProImageProcessor``, or ``utils/io/input_processor.py`` of ``depth_anything_3``
+        without its crops.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OptionError(
                 f"the processor takes RGB uint8 (H, W, 3), not {image.dtype} {image.shape}: use load_image first."
             )
-        pixels = self._resampled(image, self._steps((image.shape[0], image.shape[1]), input_size))
+        size = (image.shape[0], image.shape[1])
+        pixels = self._resampled(image, self._steps(size, input_size))
         scale, offset = self._scale_and_offset()
-        return pixels * scale + offset
+        return _padded(pixels * scale + offset, self.network_size(size, input_size))
 
     def network_size(self, image_size: tuple[int, int], input_size: InputSize | None = None) -> tuple[int, int]:
         """The size that an image has inside the network.
@@ -113,6 +127,8 @@ class Processor:
         input_size = _checked(input_size)
         if self.policy == "fixed":
             return self._fixed_size(input_size)
+        if self.policy == "pad" and input_size is None:
+            return self._padded_size(image_size)
         if isinstance(input_size, tuple):
             size = self._exact_size(input_size)
         else:
@@ -132,7 +148,7 @@ class Processor:
         target = self.input_size if input_size is None else _checked(input_size)
         if self.policy in _TWO_STEPS and isinstance(target, int):
             return [self._bounded_size(image_size, target), size]
-        return [size]
+        return [] if self.policy == "pad" and input_size is None else [size]
 
     def _resampled(self, image: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> mx.array:
         if self.resample == "opencv_area":
@@ -143,9 +159,13 @@ class Processor:
         pixels = mx.array(image)[None]
         for size in sizes:
             if self.resample == "pillow":
-                pixels = resize_pillow(pixels, size)
+                pixels = resize_pillow(pixels, size, method=self.pillow_filter)
+            elif self.resample == "area" and size[0] <= pixels.shape[1] and size[1] <= pixels.shape[2]:
+                pixels = resize(pixels, size, method="opencv_area")
+            elif self.resample == "antialias":
+                pixels = resize(pixels, size, method="bilinear", antialias=True)
             else:
-                pixels = resize(pixels, size, method="opencv_cubic")
+                pixels = resize(pixels, size, method="bilinear" if self.resample == "bilinear" else "opencv_cubic")
         return pixels
 
     def _fixed_size(self, input_size: InputSize | None) -> tuple[int, int]:
@@ -153,6 +173,15 @@ class Processor:
         if input_size not in (None, side, (side, side)):
             raise OptionError(f"the network takes {side} × {side} pixels alone: leave input_size out.")
         return side, side
+
+    def _padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (math.ceil(side / self.multiple_of) * self.multiple_of for side in image_size)
+        if height * width > MAX_PADDED_PIXELS:
+            raise OptionError(
+                f"this model takes photos as they are, and {image_size[0]} × {image_size[1]} pixels are more than "
+                f"{MAX_PADDED_PIXELS:,}: give an input_size, such as {self.input_size}, to which they are resized."
+            )
+        return height, width
 
     def _exact_size(self, size: tuple[int, int]) -> tuple[int, int]:
         nearest = tuple(max(round(side / self.multiple_of), 1) * self.multiple_of for side in size)
@@ -165,11 +194,19 @@ class Processor:
     def _scaled_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
         if target < self.multiple_of:
             raise OptionError(f"input_size {target} is below one patch: give at least {self.multiple_of} pixels.")
+        if self.policy == "area":
+            return self._size_of_area(image_size, target)
         sides = self._exact_sides(image_size, target)
         if self.policy in _TWO_STEPS:
             sides = self._bounded_size(image_size, target)
         height, width = (self._round_side(side, target) for side in sides)
         return height, width
+
+    def _size_of_area(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
+        """MoGe's ``forward``, whose ``num_tokens`` are the patches of the square."""
+        patches, aspect = (target / self.multiple_of) ** 2, image_size[1] / image_size[0]
+        rows, columns = round((patches / aspect) ** 0.5), round((patches * aspect) ** 0.5)
+        return max(rows, 1) * self.multiple_of, max(columns, 1) * self.multiple_of
 
     def _bounded_size(self, image_size: tuple[int, int], target: int) -> tuple[int, int]:
         """The size after the first of two steps."""
@@ -201,6 +238,8 @@ class Processor:
             return max(scales)
         if self.policy in ("upper_bound", "long_side"):
             return min(scales)
+        if self.policy == "shrink":
+            return min(*scales, 1.0)
         return min(scales, key=lambda scale: abs(1 - scale))  # of equal ones the height's, as upstream
 
     def _round_side(self, side: float, target: int) -> int:
@@ -210,13 +249,22 @@ class Processor:
             count = math.floor(side / self.multiple_of + 0.5)
         if self.policy == "lower_bound" and count * self.multiple_of < target:
             count = math.ceil(side / self.multiple_of)
-        if self.policy == "upper_bound" and count * self.multiple_of > target:
+        if self.policy == "shrink" or (self.policy == "upper_bound" and count * self.multiple_of > target):
             count = math.floor(side / self.multiple_of)
         return max(count, 1) * self.multiple_of
 
     def _scale_and_offset(self) -> tuple[mx.array, mx.array]:
         mean, std = np.array(self.mean), np.array(self.std)
         return mx.array((1 / (255 * std)).astype(np.float32)), mx.array((-mean / std).astype(np.float32))
+
+
+def _padded(pixel_values: mx.array, size: tuple[int, int]) -> mx.array:
+    """Zeros around an image that is smaller, the odd one below and to the right."""
+    missing = [side - there for side, there in zip(size, pixel_values.shape[1:3], strict=True)]
+    if not any(missing):
+        return pixel_values
+    around = [(count // 2, count - count // 2) for count in missing]
+    return mx.pad(pixel_values, [(0, 0), *around, (0, 0)])
 
 
 def _checked(input_size: object) -> InputSize | None:
@@ -239,8 +287,8 @@ def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod 
     Args:
         depth: ``(B, h, w)``, any unit, any float type.
         size: ``(height, width)`` of the photo in pixels.
-        method: ``bilinear`` with the corner pixels in place is the authors' rule, ``bicubic`` transformers'; the
-            latter overshoots at edges.
+        method: ``bilinear`` with the corner pixels in place is the Depth Anything authors' rule, ``bicubic``
+            transformers', which overshoots at edges; ``bilinear_half_pixel`` with the borders in place is Depth Pro's.
     Returns:
         ``(B, height, width)``, float32, unit of ``depth``.
     Raises:
@@ -250,4 +298,5 @@ def resize_depth(depth: mx.array, size: tuple[int, int], *, method: DepthMethod 
     transformers.
     """
     maps = depth.astype(mx.float32)[..., None]
-    return resize(maps, size, method=method, align_corners=method == "bilinear")[..., 0]
+    kind: Method = "bicubic" if method == "bicubic" else "bilinear"
+    return resize(maps, size, method=kind, align_corners=method == "bilinear")[..., 0]

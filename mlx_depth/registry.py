@@ -11,14 +11,27 @@ from mlx_depth.models.anydepth.network import anydepth_config
 from mlx_depth.models.depth_anything.network import depth_anything_config
 from mlx_depth.models.depth_anything_3.family import PROCESSOR as DEPTH_ANYTHING_3
 from mlx_depth.models.depth_anything_3.network import any_view_config, mono_config, nested_config
+from mlx_depth.models.depth_pro.network import depth_pro_config
+from mlx_depth.models.depth_pro.weights import PROCESSOR as DEPTH_PRO
+from mlx_depth.models.dpt.family import METRIC_PROCESSOR as DPT_DINOV2
+from mlx_depth.models.dpt.family import MIDAS_PROCESSOR as MIDAS_3
+from mlx_depth.models.dpt.network import dpt_dinov2_config, dpt_hybrid_config, dpt_large_config
+from mlx_depth.models.midas.family import PROCESSOR as MIDAS_SMALL
+from mlx_depth.models.midas.network import midas_small_config
+from mlx_depth.models.moge.family import PROCESSOR as MOGE
+from mlx_depth.models.moge.network import moge_config
+from mlx_depth.models.prompt_depth_anything.family import PROCESSOR as PROMPT_DEPTH_ANYTHING
+from mlx_depth.models.prompt_depth_anything.network import prompt_depth_anything_config
 from mlx_depth.processor import Processor
 from mlx_depth.result import DepthKind
 
 APACHE = "Apache-2.0"
+MIT = "MIT"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 # AnyDepth's own license, and Meta's for the backbone inside the same file.
 SHARE_ALIKE_AND_DINOV3 = "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3"
-_NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic"}  # words in the names of licenses
+APPLE_RESEARCH = "apple-amlr"  # Apple Machine Learning Research Model: research alone
+_NOT_COMMERCIAL = {"nc", "noncommercial", "research", "academic", "amlr"}  # words in the names of licenses
 
 
 @dataclass(frozen=True)
@@ -29,9 +42,9 @@ class ModelSpec:
     family: str
     config: Any  # the family's config dataclass
     processor: Processor
-    license: str | None  # SPDX expression as the authors state it; None: unknown
+    license: str | None  # SPDX, as the authors state it, AND that of weights that these began from; None: unknown
     hub_id: str | None = None  # owner/name; None: bundled, local, unreleased, or to be converted first
-    convert_from: str | None = None  # owner/name of a repository with files of several models, to be converted
+    convert_from: str | None = None  # owner/name of several models' files, or a file's address
     parameters: int | None = None  # values in the published checkpoint, upstream's unused ones included
     aliases: tuple[str, ...] = ()
     folder: Path | None = None  # weights that are on this disk: bundled or local
@@ -54,6 +67,8 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 
 # The parameter counts are the published files', with upstream's unused tensors.
 # V1 is Apache-2.0 at every size: https://github.com/LiheYoung/Depth-Anything/issues/15
+# Distill-Any-Depth is MIT by its authors, and begins from V2's weights, of which base and large are not for commerce:
+# https://github.com/Westlake-AGI-Lab/Distill-Any-Depth/issues/32 and 40
 _MODELS = (
     ModelSpec(
         "depth-anything-v2-small",
@@ -324,6 +339,205 @@ _MODELS = (
         parameters=316_513_861,
         aliases=("anydepth-vitl",),
     ),
+    ModelSpec(
+        "depth-pro",
+        "depth_pro",
+        depth_pro_config(),
+        DEPTH_PRO,
+        APPLE_RESEARCH,
+        hub_id="apple/DepthPro-hf",
+        parameters=951_994_402,
+        aliases=("depthpro", "apple-depth-pro", "depthpro-hf"),
+    ),
+    ModelSpec(
+        "prompt-depth-anything-small",
+        "prompt_depth_anything",
+        prompt_depth_anything_config("small"),
+        PROMPT_DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/prompt-depth-anything-vits-hf",
+        parameters=25_083_073,
+        aliases=("promptda-small", "prompt-depth-anything-vits"),
+    ),
+    ModelSpec(
+        "prompt-depth-anything-small-transparent",
+        "prompt_depth_anything",
+        prompt_depth_anything_config("small"),
+        PROMPT_DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/prompt-depth-anything-vits-transparent-hf",
+        parameters=25_083_073,
+        aliases=("promptda-small-transparent", "prompt-depth-anything-vits-transparent"),
+    ),
+    ModelSpec(
+        "prompt-depth-anything-large",
+        "prompt_depth_anything",
+        prompt_depth_anything_config("large"),
+        PROMPT_DEPTH_ANYTHING,
+        APACHE,
+        hub_id="depth-anything/prompt-depth-anything-vitl-hf",
+        parameters=340_046_529,
+        aliases=("promptda-large", "prompt-depth-anything-vitl"),
+    ),
+    ModelSpec(
+        "distill-any-depth-small",
+        "depth_anything",
+        depth_anything_config("small"),
+        DEPTH_ANYTHING,
+        f"{MIT} AND {APACHE}",
+        hub_id="xingyang1/Distill-Any-Depth-Small-hf",
+        parameters=24_785_089,
+    ),
+    ModelSpec(
+        "distill-any-depth-base",
+        "depth_anything",
+        depth_anything_config("base"),
+        DEPTH_ANYTHING,
+        f"{MIT} AND {NON_COMMERCIAL}",
+        hub_id="lc700x/Distill-Any-Depth-Base-hf",
+        parameters=97_470_785,
+    ),
+    ModelSpec(
+        "distill-any-depth-large",
+        "depth_anything",
+        depth_anything_config("large"),
+        DEPTH_ANYTHING,
+        f"{MIT} AND {NON_COMMERCIAL}",
+        hub_id="xingyang1/Distill-Any-Depth-Large-hf",
+        parameters=335_315_649,
+    ),
+    ModelSpec(
+        "moge-2-small",
+        "moge",
+        moge_config("small"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vits-normal",
+        parameters=35_103_656,
+        aliases=("moge2-small", "moge-2-vits-normal"),
+    ),
+    ModelSpec(
+        "moge-2-base",
+        "moge",
+        moge_config("base"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vitb-normal",
+        parameters=104_743_592,
+        aliases=("moge2-base", "moge-2-vitb-normal"),
+    ),
+    ModelSpec(
+        "moge-2-large",
+        "moge",
+        moge_config("large"),
+        MOGE,
+        MIT,
+        hub_id="Ruicheng/moge-2-vitl-normal",
+        parameters=330_901_544,
+        aliases=("moge2-large", "moge-2-vitl-normal"),
+    ),
+    ModelSpec(
+        "dpt-large",
+        "dpt",
+        dpt_large_config(),
+        MIDAS_3,
+        APACHE,
+        hub_id="Intel/dpt-large",
+        parameters=343_030_465,
+        aliases=("dpt-large-384", "midas-v3-large"),
+    ),
+    ModelSpec(
+        "dpt-hybrid-midas",
+        "dpt_hybrid",
+        dpt_hybrid_config(),
+        MIDAS_3,
+        APACHE,
+        hub_id="Intel/dpt-hybrid-midas",
+        parameters=122_377_985,
+        aliases=("dpt-hybrid", "dpt-hybrid-384", "midas-v3-hybrid"),
+    ),
+    ModelSpec(
+        "midas-v2.1-small",
+        "midas_small",
+        midas_small_config(),
+        MIDAS_SMALL,
+        MIT,
+        convert_from="https://github.com/isl-org/MiDaS/releases/download/v2_1/midas_v21_small_256.pt",
+        parameters=21_320_545,
+        aliases=("midas-small", "midas-v21-small", "midas-v21-small-256"),
+    ),
+    ModelSpec(
+        "dpt-dinov2-small-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("small"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-small-nyu",
+        parameters=37_197_601,
+    ),
+    ModelSpec(
+        "dpt-dinov2-small-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("small"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-small-kitti",
+        parameters=37_197_601,
+    ),
+    ModelSpec(
+        "dpt-dinov2-base-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("base"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-base-nyu",
+        parameters=111_954_049,
+    ),
+    ModelSpec(
+        "dpt-dinov2-base-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("base"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-base-kitti",
+        parameters=111_954_049,
+    ),
+    ModelSpec(
+        "dpt-dinov2-large-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("large"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-large-nyu",
+        parameters=339_738_305,
+    ),
+    ModelSpec(
+        "dpt-dinov2-large-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("large"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-large-kitti",
+        parameters=339_738_305,
+    ),
+    ModelSpec(
+        "dpt-dinov2-giant-nyu",
+        "dpt_dinov2",
+        dpt_dinov2_config("giant"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-giant-nyu",
+        parameters=1_199_461_185,
+    ),
+    ModelSpec(
+        "dpt-dinov2-giant-kitti",
+        "dpt_dinov2",
+        dpt_dinov2_config("giant"),
+        DPT_DINOV2,
+        APACHE,
+        hub_id="facebook/dpt-dinov2-giant-kitti",
+        parameters=1_199_461_185,
+    ),
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
@@ -333,9 +547,15 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 NOT_YET = {
     "depth-pro": "Depth Pro",
     "depthpro": "Depth Pro",
-    "dpt": "DPT",
-    "midas": "MiDaS",
+    "dpt-beit": "MiDaS 3.1",
+    "dpt-levit": "MiDaS 3.1",
+    "dpt-next-vit": "MiDaS 3.1",
+    "dpt-swin": "MiDaS 3.1",
     "metric3d": "Metric3D",
+    "midas-v2.1-large": "MiDaS 2.1 large",
+    "midas-v21-384": "MiDaS 2.1 large",
+    "midas-v3.1": "MiDaS 3.1",
+    "midas-v31": "MiDaS 3.1",
     "moge": "MoGe",
     "prompt-depth-anything": "Prompt Depth Anything",
     "promptda": "Prompt Depth Anything",

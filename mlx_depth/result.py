@@ -12,6 +12,8 @@ import numpy.typing as npt
 from mlx_depth.camera import Camera
 from mlx_depth.errors import OptionError
 from mlx_depth.fit import fit_line
+from mlx_depth.geometry.point_filter import PointFilter
+from mlx_depth.geometry.unproject import unproject
 from mlx_depth.io.colormaps import apply_colormap
 from mlx_depth.io.encode import Content
 from mlx_depth.io.notebook import figure
@@ -19,6 +21,8 @@ from mlx_depth.io.png16 import png16_scale, png16_values
 from mlx_depth.io.save import save
 from mlx_depth.kinds import DepthKind
 from mlx_depth.version import __version__
+
+_SKY, _EDGE = PointFilter.max_sky or np.inf, PointFilter.edge_threshold or np.inf  # as of a scene's mesh
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -34,6 +38,9 @@ class DepthResult:
         image: The photo, RGB ``(H, W, 3)``, uint8.
         confidence: ``(H, W)``, float32, larger = surer.
         sky: ``(H, W)``, float32, 0..1, 1 = sky.
+        mask: ``(H, W)``, bool, True = the model holds the depth for valid; elsewhere it is not finite.
+        normals: ``(H, W, 3)``, float32, unit vectors of the surface, towards the camera, in its axes (x right, y down,
+            z forward); 0 outside the mask.
         camera: The estimated or given camera.
         focal_length_px: From the photo's EXIF, in pixels of the original image.
         max_depth: The farthest distance that the depth can hold, in metres (metric depth only).
@@ -52,6 +59,8 @@ class DepthResult:
     image: npt.NDArray[np.uint8] | None = None
     confidence: npt.NDArray[np.float32] | None = None
     sky: npt.NDArray[np.float32] | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+    normals: npt.NDArray[np.float32] | None = None
     camera: Camera | None = None
     focal_length_px: float | None = None
     max_depth: float | None = None
@@ -68,6 +77,12 @@ class DepthResult:
         for name, array in (("confidence", self.confidence), ("sky", self.sky)):
             if array is not None:
                 _check_array(name, array, size, np.float32)
+        if self.mask is not None:
+            _check_array("mask", self.mask, size, np.bool_)
+            if np.isfinite(self.depth[~self.mask]).any():
+                raise OptionError("depth is finite where the mask is False: make it inf or NaN there.")
+        if self.normals is not None:
+            _check_array("normals", self.normals, (*size, 3), np.float32)
         for name, number in (("focal_length_px", self.focal_length_px), ("max_depth", self.max_depth)):
             if number is not None:
                 _check_positive(name, number)
@@ -142,12 +157,56 @@ class DepthResult:
             raise OptionError("side-by-side needs the photo, which this result does not hold: use color instead.")
         return np.concatenate([self.image, self.colorize(cmap)], axis=1)
 
+    def point_map(self) -> npt.NDArray[np.float32]:
+        """Where each pixel lies in space, by its depth and the camera.
+
+        Returns:
+            ``(H, W, 3)``, float32, in the camera's axes (x right, y down, z forward) and the unit of the depth; NaN
+            where there is no depth. The same camera and depth as everywhere: z is the depth.
+        Raises:
+            OptionError: If the depth is inverse, or the result has no camera.
+        """
+        intrinsics = self._intrinsics("points")
+        known = np.flatnonzero(np.isfinite(self.depth))
+        points = np.full((self.depth.size, 3), np.nan, np.float32)
+        points[known] = unproject(self.depth[None], intrinsics[None], np.eye(3, 4)[None], known)
+        return points.reshape(*self.depth.shape, 3)
+
+    def _intrinsics(self, what: str) -> npt.NDArray[np.floating]:
+        """Those of the camera, for what needs one and depth that is not inverse."""
+        if self.kind is DepthKind.RELATIVE_INVERSE:
+            raise OptionError(
+                f"{what} need depth, and this is inverse depth of unknown scale and shift: make metres of it with "
+                "fit_metric(known_points), or a rough scene with mlx_depth.to_scene(result)."
+            )
+        if self.camera is None:
+            raise OptionError(
+                f"{what} need the camera, which this model does not estimate: "
+                "give one with mlx_depth.to_scene(result, focal_length_px=…)."
+            )
+        return self.camera.intrinsics
+
+    def normals_picture(self) -> npt.NDArray[np.uint8]:
+        """The normals as colors: red = to the right, green = up, blue = towards the viewer.
+
+        Returns:
+            RGB, ``(H, W, 3)``, uint8, 0..255 for -1..1; gray, 127, outside the mask.
+        Raises:
+            OptionError: If the result holds no normals.
+
+        ``colorize_normal`` of MoGe's ``utils/vis.py``, byte for byte.
+        """
+        if self.normals is None:
+            raise OptionError("this result has no normals, which its model does not compute: leave normals out.")
+        shares = self.normals * np.array([0.5, -0.5, -0.5]) + 0.5
+        return (shares.clip(0, 1) * 255).astype(np.uint8)  # cut, as upstream cuts
+
     def inverse(self) -> "DepthResult":
         """Turn metric or relative depth into inverse depth, ``1 / depth``.
 
         Returns:
             A result of kind ``RELATIVE_INVERSE``; from metric depth its numbers are 1/metres, so
-            ``.metric(1, 0)`` leads back. A depth of inf becomes 0; one that is not positive becomes NaN.
+            ``.metric(1, 0)`` leads back. A depth of inf becomes 0; one that is not positive, or outside the mask, NaN.
         Raises:
             OptionError: If the depth is already inverse: with its shift unknown, its reciprocal is no depth.
         """
@@ -156,8 +215,9 @@ class DepthResult:
                 "the depth is already inverse, and its scale and shift are unknown: turn it into metres "
                 "with fit_metric(known_points) or metric(scale, shift)."
             )
+        known = self.depth > 0 if self.mask is None else (self.depth > 0) & self.mask
         with np.errstate(divide="ignore", over="ignore"):
-            inverse = np.where(self.depth > 0, 1 / self.depth, np.float32(np.nan))
+            inverse = np.where(known, 1 / self.depth, np.float32(np.nan))
         return dataclasses.replace(self, depth=inverse, kind=DepthKind.RELATIVE_INVERSE, max_depth=None)
 
     def metric(self, scale: float, shift: float = 0.0, *, max_depth: float | None = None) -> "DepthResult":
@@ -169,7 +229,7 @@ class DepthResult:
         Args:
             scale: Greater than 0, in 1/metres a unit of inverse depth, else in metres a unit of depth.
             shift: In 1/metres for inverse depth, else in metres.
-            max_depth: Clip to this many metres, infinity too.
+            max_depth: Clip to this many metres, infinity too, but for what is outside the mask.
         Returns:
             A result of kind ``METRIC`` with that ``max_depth``. The translation of ``camera.extrinsics`` is
             scaled along; with a shift no translation fits, and the extrinsics are left out.
@@ -186,6 +246,7 @@ class DepthResult:
         with np.errstate(divide="ignore", over="ignore"):
             metres = np.where(line <= 0, np.inf, 1 / line) if inverse else np.where(line <= 0, np.nan, line)
             metres = metres if max_depth is None else np.minimum(metres, max_depth)
+            metres = metres if self.mask is None else np.where(self.mask, metres, np.inf)
             depth = metres.astype(np.float32)
         factor = None if shift else 1 / scale if inverse else scale
         return dataclasses.replace(
@@ -246,9 +307,12 @@ class DepthResult:
                 color picture). npy: depth, float32. npz: all fields that are set. png16: 16-bit gray, see
                 ``io.png16.png16_values``. color, gray: 8-bit pictures, near = red in ``Spectral_r``, near = white in
                 gray. side-by-side: the photo and the color picture. tiff, pfm: depth, float32. exr: depth, float32,
-                channel ``Z``, and beside it ``confidence`` and ``sky`` where the model gives them (OpenCV before
+                channel ``Z``, and beside it ``confidence``, ``sky``, ``mask`` (0 or 1) and the normals ``N.X``, ``N.Y``
+                and ``N.Z`` (x right, y up, z towards the viewer) where the model gives them (OpenCV before
                 OpenEXR 3 reads ``Z`` as zeros: take tiff or pfm for it). json: ``sidecar`` alone.
-                confidence, sky: that map, float32, .npy. PNG, JPEG, TIFF, EXR and npz carry the sidecar too.
+                confidence, sky: that map, float32, .npy. mask: 8-bit gray, 255 = valid. normals: 8-bit,
+                ``normals_picture``. mesh (.glb): the surface with the photo on it, cut where depth jumps, of depth
+                with a camera (needs ``mlx-depth[scene]``). PNG, JPEG, TIFF, EXR, GLB and npz carry the sidecar too.
             overwrite: Replace a file that exists.
             cmap: Color map of color and side-by-side, one of ``mlx_depth.io.colormaps.COLORMAPS``.
         Returns:
@@ -266,8 +330,9 @@ class DepthResult:
         Returns:
             JSON-ready: ``kind``, ``unit``, ``larger_is``, ``min`` and ``max`` of the finite depth, ``max_depth``,
             ``png16`` (``depth = value * scale + offset`` where value is not ``no_data``), ``confidence`` and ``sky``
-            (``min`` and ``max`` of each map), ``size`` and ``input_size`` (height, width), ``focal_length_px``,
-            ``camera``, ``model``, ``revision``, ``dtype``, ``license``, ``image``, and the version of ``mlx_depth``.
+            (``min`` and ``max`` of each map), ``mask`` (``valid``, the share of the pixels), ``normals`` (``axes`` of
+            the arrays), ``size`` and ``input_size`` (height, width), ``focal_length_px``, ``camera``, ``model``,
+            ``revision``, ``dtype``, ``license``, ``image``, and the version of ``mlx_depth``.
             What is not known is None.
         """
         low, high = self.depth_range or (None, None)
@@ -283,6 +348,8 @@ class DepthResult:
             "png16": {"scale": scale, "offset": offset, "no_data": 0},
             "confidence": _map_facts(self.confidence),
             "sky": _map_facts(self.sky),
+            "mask": None if self.mask is None else {"valid": float(self.mask.mean())},
+            "normals": None if self.normals is None else {"axes": "x right, y down, z forward"},
             "size": [int(side) for side in self.image_size],
             "input_size": [int(side) for side in self.input_size],
             "focal_length_px": _number(self.focal_length_px),
@@ -300,6 +367,7 @@ class DepthResult:
         return Content(
             depth=self.depth,
             maps={name: values for name, values in maps.items() if values is not None},
+            channels=self._channels(),
             facts=self.sidecar(),
             fields=self._fields(),
             pictures={
@@ -307,7 +375,40 @@ class DepthResult:
                 "color": self.colorize,
                 "gray": lambda _: (self.normalized() * 255).astype(np.uint8),
                 "side-by-side": self.side_by_side,
+                "mask": lambda _: self._mask_picture(),
+                "normals": lambda _: self.normals_picture(),
             },
+            mesh=self._mesh,
+        )
+
+    def _mask_picture(self) -> npt.NDArray[np.uint8]:
+        if self.mask is None:
+            raise OptionError("this result has no mask, which its model does not compute: leave mask out.")
+        return np.where(self.mask, np.uint8(255), np.uint8(0))
+
+    def _channels(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What EXR files hold beside the maps."""
+        mask = {} if self.mask is None else {"mask": self.mask.astype(np.float32)}
+        if self.normals is None:
+            return mask
+        turned = self.normals * np.array([1, -1, -1], np.float32) + np.float32(0)  # no minus zeros
+        return {**mask, **{f"N.{axis}": turned[..., index] for index, axis in enumerate("XYZ")}}
+
+    def _mesh(self) -> bytes:
+        """The .glb file of the surface, without what is sky."""
+        if self.image is None:
+            raise OptionError("a mesh needs the photo, which this result does not hold: predict it anew.")
+        intrinsics = self._intrinsics("meshes")
+        from mlx_depth.io.scene.glb import mesh_glb  # by trimesh, an extra
+
+        hidden = np.zeros(self.depth.shape, np.bool_) if self.sky is None else self.sky >= _SKY
+        return mesh_glb(
+            depth=np.where(hidden, np.float32(np.nan), self.depth),
+            image=self.image,
+            intrinsics=intrinsics,
+            edge_threshold=_EDGE,
+            normals=self.normals,
+            facts=self.sidecar(),
         )
 
     def _fields(self) -> Mapping[str, npt.NDArray[Any]]:

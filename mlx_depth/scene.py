@@ -52,6 +52,7 @@ class SceneResult:
         kind: What the depth means; inverse depth makes no scene.
         confidence: ``(V, H, W)``, float32, larger = surer.
         sky: ``(V, H, W)``, float32, 0..1, 1 = sky.
+        normals: ``(V, H, W, 3)``, float32, unit vectors in each camera's axes; 0 where there are none.
         rays: ``(V, h, w, 6)``, float32, the network's own: direction, then origin.
         ray_confidence: ``(V, h, w)``, float32.
         gaussians: The scene as 3D Gaussians.
@@ -74,6 +75,7 @@ class SceneResult:
     kind: DepthKind
     confidence: npt.NDArray[np.float32] | None = None
     sky: npt.NDArray[np.float32] | None = None
+    normals: npt.NDArray[np.float32] | None = None
     rays: npt.NDArray[np.float32] | None = None
     ray_confidence: npt.NDArray[np.float32] | None = None
     gaussians: Gaussians | None = None
@@ -98,6 +100,8 @@ class SceneResult:
         for name, maps in (("confidence", self.confidence), ("sky", self.sky)):
             if maps is not None:
                 check_array(name, maps, self.depth.shape)
+        if self.normals is not None:
+            check_array("normals", self.normals, (*self.depth.shape, 3))
         check_count("images", len(self.images), views)
         for view, image in enumerate(self.images):
             check_array(f"the image of view {view}", image, (height, width, 3), np.uint8)
@@ -396,6 +400,7 @@ class SceneResult:
             intrinsics=self.intrinsics[0],
             extrinsics=self.extrinsics[0],
             edge_threshold=filter.edge_threshold or _NO_EDGE,
+            normals=None if self.normals is None else self.normals[0],
             max_vertices=filter.max_points or MAX_VERTICES,
             facts=self.sidecar(),
             overwrite=overwrite,
@@ -454,6 +459,7 @@ class SceneResult:
             "extrinsics": self.extrinsics,
             "intrinsics": self.intrinsics,
             "sky": self.sky,
+            "normals": self.normals,
             "rays": self.rays,
             "ray_conf": self.ray_confidence,
             "kind": self.kind.value,

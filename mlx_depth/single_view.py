@@ -61,6 +61,7 @@ def to_scene(
         kind=result.kind,
         confidence=None if result.confidence is None else result.confidence[None],
         sky=None if result.sky is None else result.sky[None],
+        normals=None if result.normals is None else result.normals[None],
         names=() if result.source is None else (result.source,),
         model=result.model,
         revision=result.revision,

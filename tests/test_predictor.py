@@ -199,11 +199,11 @@ def test_batches_equal_single_predictions_in_order(order: list[tuple[int, int]],
 def test_images_of_one_network_size_share_a_batch(tiny: DepthModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[tuple[int, ...]] = []
 
-    def forward(pixel_values: mx.array) -> DepthOutputs:
+    def forward(pixel_values: mx.array, conditions: dict[str, mx.array]) -> DepthOutputs:
         batches.append(pixel_values.shape)
-        return tiny.infer(pixel_values)
+        return tiny.infer(pixel_values, conditions)
 
-    monkeypatch.setattr(model_module, "forward_of", lambda network, dtype: forward)
+    monkeypatch.setattr(model_module, "forward_of", lambda network, dtype, options: forward)
     model = dataclasses.replace(tiny)
     images = [photo(*size) for size in ((20, 20), (30, 45), (24, 24), (32, 48), (20, 20))]
     assert len(list(model.predict_batch(images, batch_size=2))) == 5
@@ -505,7 +505,7 @@ def test_what_came_before_an_error_of_the_network_is_not_lost(
     predict_group = DepthModel._predict_group
 
     def out_of_memory(model: DepthModel, images: list, input_size: object) -> list:
-        if images[0].info.size == (50, 34):
+        if images[0].image.info.size == (50, 34):
             raise RuntimeError("out of memory")
         return predict_group(model, images, input_size)
 

@@ -288,6 +288,38 @@ def test_a_line_is_no_photo_for_the_short_side():
         DEPTH_ANYTHING_3["lower_bound_resize"].network_size((1, 5000))
 
 
+AREA = Processor(input_size=840, policy="area", resample="antialias")
+
+
+@pytest.mark.parametrize(
+    ("size", "input_size", "expected"),
+    [
+        ((1080, 1920), None, (630, 1120)),  # 45 × 80 patches
+        ((3000, 4000), None, (728, 966)),  # 52 × 69
+        ((512, 512), None, (840, 840)),
+        ((512, 512), 485, (490, 490)),  # 1200 patches: 35 × 35
+        ((10, 20000), None, (14, 37562)),  # 1.3 × 2683 patches
+        ((512, 512), (14, 28), (14, 28)),
+    ],
+)
+def test_the_area_decides(size, input_size, expected):
+    assert AREA.network_size(size, input_size) == expected
+
+
+@pytest.mark.parametrize(("size", "input_size"), [((211, 320), 140), ((60, 45), 140), ((300, 900), (98, 98))])
+def test_pixel_values_equal_torch_s_antialias(size, input_size):
+    """MoGe's: ``F.interpolate(image, …, mode="bilinear", antialias=True)`` of 0..1, then ImageNet's normalization."""
+    torch = require("reference", "torch")
+    image = photo(size)
+    found = np.array(AREA(image, input_size=input_size))
+    pixels = torch.tensor(image / 255, dtype=torch.float32).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, found.shape[1:3], mode="bilinear", antialias=True)
+    expected = (resized.permute(0, 2, 3, 1).numpy() - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    assert relative_error(found, expected) <= GATE
+    cubic = np.array(dataclasses.replace(AREA, resample="opencv")(image, input_size=input_size))
+    assert relative_error(cubic, expected) > 0.01  # another filter would be seen
+
+
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)])
 def test_only_rgb_bytes_are_taken(image):
     with pytest.raises(OptionError, match="load_image"):
@@ -349,13 +381,31 @@ def test_config_without_a_needed_key_raises():
         read_processor(config)
 
 
+@pytest.mark.parametrize("size", [(1080, 1920), (96, 96), (33, 517), (1, 1)])
+def test_bilinear_pixels_are_those_of_torch(size):
+    """As Depth Pro has them: normalized first, then stretched, without antialias, in both of its references."""
+    torch = require("reference", "torch")
+    processor = Processor(input_size=96, policy="fixed", resample="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+    image = photo(size)
+    normalized = (torch.tensor(image, dtype=torch.float64) / 255 - 0.5) / 0.5
+    reference = torch.nn.functional.interpolate(normalized.permute(2, 0, 1)[None], size=(96, 96), mode="bilinear")
+    found = np.array(processor(image))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, reference.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(518, 518), (1080, 1920), (33, 517), (1, 1), (2000, 7)])
-@pytest.mark.parametrize(("method", "align_corners"), [("bilinear", True), ("bicubic", False)])
+@pytest.mark.parametrize(
+    ("method", "align_corners"), [("bilinear", True), ("bicubic", False), ("bilinear_half_pixel", False)]
+)
 def test_depth_comes_back_as_upstream_resizes_it(size, method, align_corners):
     torch = require("reference", "torch")
     depth = seeded("depth", (2, 70, 98))
     reference = torch.nn.functional.interpolate(
-        torch.tensor(depth, dtype=torch.float64)[:, None], size=size, mode=method, align_corners=align_corners
+        torch.tensor(depth, dtype=torch.float64)[:, None],
+        size=size,
+        mode=method.removesuffix("_half_pixel"),
+        align_corners=align_corners,
     )
     assert relative_error(resize_depth(mx.array(depth), size, method=method), reference[:, 0].numpy()) <= GATE
 

@@ -104,5 +104,25 @@ def test_every_model_is_in_the_readme():
         assert f"`{stem}`" in README or f"`{name}`" in README, name
 
 
+def _table_of_models() -> list[list[str]]:
+    """The cells of each row: what for, names, parameters, kind, license, speed."""
+    table = README[README.index("| you want | take |") :].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("row", _table_of_models(), ids=lambda row: row[1])
+def test_the_table_of_models_says_what_the_registry_says(row):
+    """A name may be short for the one before it: `-large`."""
+    _, names, parameters, kind, license, _ = row
+    first, *others = re.findall(r"`([^`]+)`", names)
+    specs = [MODELS[first], *(MODELS[re.sub(r"-[a-z]+$", name, first) if name[0] == "-" else name] for name in others)]
+    for spec in specs:
+        count = spec.parameters
+        size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
+        assert size in parameters, (spec.name, size)
+        assert kind == spec.depth_kind.value.replace("_", " "), spec.name
+        assert license.removesuffix(", bundled") == spec.license, spec.name
+
+
 def test_the_changelog_has_this_version():
     assert f"## {mlx_depth.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -16,19 +16,26 @@ def test_every_promised_entry_is_there():
     several = ("small", "base", "large", "large-1.1", "giant", "giant-1.1")
     nested = ("nested-giant-large", "nested-giant-large-1.1")
     expected |= {f"depth-anything-3-{size}" for size in (*several, "mono-large", "metric-large", *nested)}
-    expected |= {f"anydepth-{size}" for size in sizes}
+    expected |= {f"anydepth-{size}" for size in sizes} | {"depth-pro"}
+    expected |= {f"prompt-depth-anything-{size}" for size in ("small", "small-transparent", "large")}
+    expected |= {f"distill-any-depth-{size}" for size in sizes}
+    expected |= {f"moge-2-{size}" for size in sizes}
+    expected |= {"dpt-large", "dpt-hybrid-midas", "midas-v2.1-small"}
+    expected |= {f"dpt-dinov2-{size}-{place}" for size in (*sizes, "giant") for place in ("nyu", "kitti")}
     assert set(MODELS) == expected | {"mlx-depth-demo"}
 
 
 def test_names_are_kebab_and_unique():
     names = [name for spec in list_models() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
-    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
+    assert all(re.fullmatch(r"[a-z0-9]+(-v2\.1)?(-[a-z0-9]+)*(-1\.1)?", name) for name in names)
 
 
 def test_hub_ids_are_unique():
     ids = [spec.hub_id for spec in list_models() if spec.hub_id is not None]
-    assert len(ids) == len(set(ids)) == 22
+    assert len(ids) == len(set(ids))
+    without = {spec.name for spec in list_models() if spec.hub_id is None and spec.convert_from is None}
+    assert without == {"depth-anything-v2-giant", "mlx-depth-demo"}
 
 
 @pytest.mark.parametrize(
@@ -45,8 +52,17 @@ def test_hub_ids_are_unique():
         ("depth-anything-3-mono-large", "Apache-2.0", True),
         ("depth-anything-3-metric-large", "Apache-2.0", True),
         ("depth-anything-3-nested-giant-large-1.1", "CC-BY-NC-4.0", False),
+        ("dpt-large", "Apache-2.0", True),
+        ("midas-v2.1-small", "MIT", True),
+        ("dpt-dinov2-giant-kitti", "Apache-2.0", True),
         ("anydepth-base", "CC-BY-NC-SA-4.0 AND LicenseRef-DINOv3", False),
+        ("moge-2-large", "MIT", True),
+        ("depth-pro", "apple-amlr", False),
         ("mlx-depth-demo", "Apache-2.0", True),
+        ("prompt-depth-anything-large", "Apache-2.0", True),
+        ("distill-any-depth-small", "MIT AND Apache-2.0", True),
+        ("distill-any-depth-base", "MIT AND CC-BY-NC-4.0", False),
+        ("distill-any-depth-large", "MIT AND CC-BY-NC-4.0", False),
     ],
 )
 def test_licenses(name, license, commercial):
@@ -74,6 +90,9 @@ def test_v1_taps_the_last_four_layers():
         ("DA3-LARGE-1.1", "depth-anything-3-large-1.1"),
         ("DA3NESTED-GIANT-LARGE", "depth-anything-3-nested-giant-large"),
         ("da3_mono_large", "depth-anything-3-mono-large"),
+        ("promptda-small", "prompt-depth-anything-small"),
+        ("prompt-depth-anything-vitl", "prompt-depth-anything-large"),
+        ("moge-2-vitl-normal", "moge-2-large"),
     ],
 )
 def test_aliases_lead_to_the_model(alias, name):

@@ -87,6 +87,9 @@ def test_camera_is_checked(intrinsics, extrinsics, message):
         ({"image": np.zeros((2, 3, 3), np.float32)}, "image is float32: give a numpy array of uint8."),
         ({"confidence": np.zeros((2, 2), np.float32)}, "confidence has shape (2, 2)"),
         ({"sky": np.zeros((2, 3), bool)}, "sky is bool"),
+        ({"mask": np.zeros((2, 3), np.uint8)}, "mask is uint8: give a numpy array of bool."),
+        ({"mask": np.zeros((2, 3), bool)}, "depth is finite where the mask is False: make it inf or NaN there."),
+        ({"normals": np.zeros((2, 3), np.float32)}, "normals has shape (2, 3), image_size asks for (2, 3, 3)"),
         ({"focal_length_px": 0.0}, "focal_length_px 0.0 is not a finite number above 0"),
         ({"kind": METRIC, "max_depth": np.inf}, "max_depth inf is not a finite number above 0"),
         ({"max_depth": 20.0}, "max_depth is in metres, but the depth is relative_inverse"),
@@ -286,6 +289,33 @@ def test_fit_metric_is_least_squares(kind):
     scale, shift = np.polyfit(at_points, 1 / target if kind is INVERSE else target, 1)
     expected = make(depth, kind).metric(scale, shift)
     np.testing.assert_allclose(make(depth, kind).fit_metric(points).depth, expected.depth, rtol=1e-6)
+
+
+def test_the_mask_outlives_a_change_of_kind():
+    masked = DepthResult(
+        np.array([[2.0, np.inf, 4.0]], np.float32),
+        METRIC,
+        model="m",
+        image_size=(1, 3),
+        input_size=(14, 14),
+        mask=np.array([[True, False, True]]),
+    )
+    np.testing.assert_array_equal(masked.inverse().depth, np.array([[0.5, np.nan, 0.25]], np.float32))
+    np.testing.assert_array_equal(masked.metric(2, max_depth=5).depth, np.array([[4, np.inf, 5]], np.float32))
+    np.testing.assert_array_equal(masked.inverse().metric(1).depth, masked.depth)
+
+
+def test_point_map():
+    intrinsics = np.array([[2, 0, 1], [0, 4, 0], [0, 0, 1]], np.float32)
+    fields = {"model": "m", "image_size": (2, 3), "input_size": (14, 14)}
+    depth = np.array([[2, 2, 2], [8, np.inf, 4]], np.float32)
+    result = DepthResult(depth, METRIC, camera=Camera(intrinsics), **fields)
+    expected = [[[-1, 0, 2], [0, 0, 2], [1, 0, 2]], [[-4, 2, 8], [np.nan] * 3, [2, 1, 4]]]
+    np.testing.assert_array_equal(result.point_map(), np.array(expected, np.float32))
+    with pytest.raises(OptionError, match=r"points need the camera, .*: give one with mlx_depth\.to_scene"):
+        DepthResult(depth, METRIC, **fields).point_map()
+    with pytest.raises(OptionError, match=r"points need depth, and this is inverse depth .*: make metres of it"):
+        result.inverse().point_map()
 
 
 def test_fit_metric_reads_column_then_row_and_takes_arrays():

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import scenes
+from support import require
 
 from mlx_depth.camera import Camera
 from mlx_depth.errors import OptionError
@@ -40,6 +41,21 @@ def test_metric_points_lie_on_the_surfaces() -> None:
     np.testing.assert_array_equal(colors, TRUTH.images[0][TRUTH.sky[0] == 0])
     assert (scene.unit, scene.names, scene.model, scene.license) == ("m", ("photos/box.jpg",), "any", "MIT")
     np.testing.assert_array_equal(scene.extrinsics, np.eye(3, 4)[None])
+
+
+def test_normals_go_along(tmp_path) -> None:
+    trimesh = require("scene", "trimesh")
+    normals = np.broadcast_to(np.array([0, 0.6, -0.8], np.float32), (*SIZE, 3)).copy()
+    scene = to_scene(result(normals=normals), focal_length_px=50.0)
+    np.testing.assert_array_equal(scene.normals[0], normals)
+    mesh = trimesh.load(scene.save(tmp_path / "x.glb", format="mesh"), process=False).geometry["view"]
+    np.testing.assert_allclose(
+        np.asarray(mesh.vertex_normals)[::97], [[0, -0.6, 0.8]] * len(mesh.vertices[::97]), atol=1e-6
+    )
+    with np.load(scene.save(tmp_path / "x.npz")) as stored:
+        np.testing.assert_array_equal(stored["normals"], scene.normals)
+    with pytest.raises(OptionError, match=re.escape("normals has shape (1, 2, 3)")):
+        dataclasses.replace(scene, normals=np.zeros((1, 2, 3), np.float32))
 
 
 def test_relative_depth_is_used_as_it_is() -> None:

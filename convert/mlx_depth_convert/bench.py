@@ -29,6 +29,7 @@ from mlx_depth.runtime.cpu import environment_without_openblas
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.quantization import Quantization
 from mlx_depth.weights.safetensors_io import DTYPES
+from mlx_depth_convert.inputs import generated_conditions
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.plots import draw
 
@@ -128,7 +129,7 @@ class Benchmark:
 def bench(
     models: Sequence[str | Path] = (DEFAULT_MODEL,),
     *,
-    input_sizes: Sequence[InputSize] = (518,),
+    input_sizes: Sequence[InputSize | None] = (None,),
     batches: Sequence[int] = (1,),
     views: Sequence[int] = (1,),
     dtypes: Sequence[str | None] = (None,),
@@ -141,7 +142,7 @@ def bench(
 
     Args:
         models: What ``convert`` takes as source.
-        input_sizes: Side of a square network image, or ``(height, width)``, in pixels.
+        input_sizes: Side of a square network image, or ``(height, width)``, in pixels; None: the model's own.
         batches: Images, or scenes, that the network computes at once.
         views: Images of a scene, for networks that take several.
         dtypes: As for ``mlx_depth.load``.
@@ -203,7 +204,7 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path, *, overwrite: bool = 
 
 def _measure(
     model: str | Path,
-    input_size: InputSize,
+    input_size: InputSize | None,
     batch: int,
     views: int,
     dtype: str | None,
@@ -224,17 +225,19 @@ def _measure(
     load = time.perf_counter() - start
     spec = checkpoint.spec
     depth_model = DepthModel(spec, network, spec.processor, chosen)
-    exact = (input_size, input_size) if isinstance(input_size, int) else input_size
+    side = spec.processor.input_size if input_size is None else input_size
+    exact = (side, side) if isinstance(side, int) else side
     H, W = spec.processor.network_size(exact, exact)
     if network.takes != "views" and views > 1:
         raise OptionError(f"{spec.name} sees no {views} views: leave views out.")
     shape = (batch, views, H, W, 3) if network.takes == "views" else (batch, H, W, 3)
     pixel_values = mx.random.normal(shape, key=mx.random.key(0)).astype(chosen)
-    mx.eval(pixel_values)
+    conditions = generated_conditions(network, batch)
+    mx.eval(pixel_values, conditions)
 
     def run() -> float:
         begin = time.perf_counter()
-        depth_model.infer(pixel_values)
+        depth_model.infer(pixel_values, conditions)
         return time.perf_counter() - begin
 
     first = run()

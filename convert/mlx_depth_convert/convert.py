@@ -196,6 +196,8 @@ def _shrunk(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
             "--dtype float32."
         )
     packable, skipped = packable_layers(checkpoint, options.group_size)
+    if not packable and not skipped:
+        raise OptionError(f"{checkpoint.spec.name} has no layers that are quantized: leave --quantize out.")
     if options.quantize is not None:
         quantization = Quantization(options.quantize, options.group_size)
     else:
@@ -225,7 +227,7 @@ def _card(checkpoint: Checkpoint, origin: Origin) -> str:
     """The folder's README.md, as the Hub shows it."""
     spec = checkpoint.spec
     front: dict[str, Any] = {
-        "license": spec.license.lower() if spec.license and " " not in spec.license else "other",
+        "license": _hub_license(spec.license),
         "library_name": "mlx-depth",
         "pipeline_tag": "depth-estimation",
         "tags": "[mlx, depth-estimation]",
@@ -255,6 +257,11 @@ result = mlx_depth.predict("photo.jpg", model="path/to/this/folder/")
 result.save("depth.png")
 ```
 """
+
+
+def _hub_license(license: str | None) -> str:
+    """As the Hub names it, which knows single licenses alone."""
+    return "other" if license is None or " " in license else license.lower()
 
 
 def _precision(quantization: Quantization | None) -> str:

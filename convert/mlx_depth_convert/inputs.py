@@ -9,11 +9,18 @@ import numpy as np
 
 from mlx_depth.errors import OptionError
 from mlx_depth.io.image import ImageSource, load_image
-from mlx_depth.models.base import Takes
+from mlx_depth.models.base import PROMPT, DepthNetwork, Takes
 from mlx_depth.processor import InputSize, Processor
-from mlx_depth_convert.pictures import generated_picture
+from mlx_depth_convert.pictures import generated_picture, generated_prompt
 
 _SHIFT = 24  # columns between generated views
+
+
+def generated_conditions(network: DepthNetwork, batch: int) -> dict[str, mx.array]:
+    """What goes beside the pixels of any picture: ``generated_prompt`` for networks that take a prompt, (B, h, w)."""
+    if PROMPT not in network.conditions:
+        return {}
+    return {PROMPT: mx.array(np.stack([generated_prompt()] * batch))}
 
 
 @dataclass(frozen=True)

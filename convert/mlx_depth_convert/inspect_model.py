@@ -19,7 +19,7 @@ from mlx_depth.io.image import ImageSource
 from mlx_depth.models.base import DepthOutputs
 from mlx_depth.nn.attention import Attention
 from mlx_depth.processor import InputSize
-from mlx_depth_convert.inputs import Inputs
+from mlx_depth_convert.inputs import Inputs, generated_conditions
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.plots import draw
 from mlx_depth_convert.recorder import recording
@@ -122,7 +122,7 @@ def inspect_model(
         moments[path].append(_moments(result))
 
     with recording(network, on_call, lambda path: moments.setdefault(path, [])):
-        outputs = call(pixel_values, **network.everything)
+        outputs = call(pixel_values, **network.everything, **generated_conditions(network, len(pixel_values)))
         depth = np.array(outputs.depth).reshape(-1, *outputs.depth.shape[-2:])[0]
     return Inspection(
         model=origin.id,

@@ -106,7 +106,8 @@ def open_checkpoint(
     like = find_spec(model) if model is not None else None
     found = resolve(source, revision=revision, file=file, convertible=True, progress=progress)
     chosen = _foreign_file(found.path)
-    facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": found.repo, "ignore": ignore}
+    name = found.repo or (found.path.resolve().name if found.path.is_dir() else None)
+    facts: dict[str, Any] = {"like": like, "max_depth": max_depth, "name": name, "ignore": ignore}
     with tempfile.TemporaryDirectory(prefix="mlx-depth-") as folder:
         scratch = Path(folder)
         beside: Origin | None = None
@@ -168,7 +169,7 @@ def _model(
     names = {part: list(content.tensors) for part, content in source.parts.items()}
     found = find_model(names, owns, where=path, key=key, prefix=prefix)
     content = source.parts[found.key]
-    if said := describe(found, path, content.beside):
+    if said := describe(found, path, [name for name in content.beside if name not in source.metadata]):
         warnings.warn(said, stacklevel=4)
     return {own: content.tensors[name] for own, name in found.names.items()}
 

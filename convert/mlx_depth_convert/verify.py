@@ -19,7 +19,7 @@ from mlx_depth.models.base import DepthOutputs, Stage
 from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.difference import Gate, correlation, measure
-from mlx_depth_convert.inputs import Inputs
+from mlx_depth_convert.inputs import Inputs, generated_conditions
 from mlx_depth_convert.opening import open_checkpoint
 from mlx_depth_convert.recorder import recording
 from mlx_depth_convert.references import NAMES, REFERENCES, reference_of
@@ -178,7 +178,7 @@ class MlxSide:
 
     def _outputs(self, pixel_values: mx.array) -> DepthOutputs:
         call: Callable[..., DepthOutputs] = self.network  # each has options of its own
-        return call(pixel_values, **self.network.everything)
+        return call(pixel_values, **self.network.everything, **generated_conditions(self.network, len(pixel_values)))
 
     def run(self, pixel_values: mx.array, stages: Sequence[Stage]) -> tuple[Arrays, Arrays]:
         """Stages and outputs, each name → values."""

@@ -1,8 +1,9 @@
-"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023).
+"""DINOv2 (Oquab et al., 2023), with or without register tokens (Darcet et al., 2023), and what else is built so.
 
 Upstream: ``dinov2/models/vision_transformer.py`` and transformers' ``modeling_dinov2.py``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from mlx_depth.nn.patch_embed import PatchEmbed
 from mlx_depth.nn.position import PositionRule, resize_position_table
 from mlx_depth.weights.config_values import added_later, check_at_least
 from mlx_depth.weights.rules import Drop, Rename, Rule, Split
+from mlx_depth.weights.transformers_config import check_counts, read_keys
 
 LAYER_NORM_EPS = 1e-6
 
@@ -35,12 +37,24 @@ class DINOv2Config:
     table_size: int = 37  # side of the position table, in patches
     num_register_tokens: int = 0
     position_rule: PositionRule = "scale"
-    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm; the blocks' is always LAYER_NORM_EPS
+    norm_eps: float = added_later(LAYER_NORM_EPS)  # of the last norm
+    raw_layers: tuple[int, ...] = added_later(())  # those of out_layers that are handed out before the last norm
+    layer_scale: bool = added_later(True)  # False: the blocks have none
+    block_eps: float = added_later(LAYER_NORM_EPS)  # of the blocks' norms
 
     def __post_init__(self) -> None:
         sizes = ("embed_dim", "num_layers", "num_heads", "mlp_ratio", "patch_size", "table_size")
         check_at_least(self, {**dict.fromkeys(sizes, 1), "out_layers": 0, "num_register_tokens": 0})
         check_transformer(self)
+        if not {*self.raw_layers} <= {*self.out_layers}:
+            raise CheckpointError(
+                f"raw_layers are {self.raw_layers}, not all of out_layers {self.out_layers}: "
+                "take the config.json of the original checkpoint."
+            )
+        if not 0 < self.block_eps < 1:
+            raise CheckpointError(
+                f"block_eps is {self.block_eps}, not between 0 and 1: take the config.json of the original checkpoint."
+            )
 
     @property
     def hidden_dim(self) -> int:
@@ -93,7 +107,14 @@ class DINOv2(nn.Module):
 
     def _block(self, index: int) -> Block:
         config = self._config
-        return Block(config.embed_dim, config.num_heads, config.hidden_dim, eps=LAYER_NORM_EPS, swiglu=config.swiglu)
+        return Block(
+            config.embed_dim,
+            config.num_heads,
+            config.hidden_dim,
+            eps=config.block_eps,
+            swiglu=config.swiglu,
+            layer_scale=config.layer_scale,
+        )
 
     def shared(self, grid_size: tuple[int, int]) -> list[mx.array]:
         """What images of a patch grid share: the position table."""
@@ -124,17 +145,81 @@ class DINOv2(nn.Module):
         Returns:
             One ``LayerTokens`` for each of ``out_layers``, from the first to the last.
         """
-        x = self.embed(pixel_values)
+        return self._tapped(self.embed(pixel_values))
+
+    def _tapped(self, x: mx.array) -> list[LayerTokens]:
         tapped = []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self._config.out_layers:
-                tapped.append(self._finish(x))
+                tapped.append(self._handed_out(x if index in self._config.raw_layers else self.norm(x)))
         return tapped
 
-    def _finish(self, x: mx.array) -> LayerTokens:
-        x = self.norm(x)
+    def _handed_out(self, x: mx.array) -> LayerTokens:
         return LayerTokens(x[:, 1 + self._config.num_register_tokens :], x[:, 0])
+
+
+# transformers' own defaults: Hub files leave out what equals them.
+_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "mlp_ratio": 4,
+    "image_size": 224,
+    "patch_size": 14,
+    "out_indices": None,
+    "use_swiglu_ffn": False,
+}
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "image_size", "patch_size")
+_FIXED: dict[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_act": "gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "num_channels": 3,
+    "qkv_bias": True,
+}
+_FIXED_WHERE_TAPPED: dict[str, Any] = {"apply_layernorm": True, "reshape_hidden_states": False}
+_NO_EFFECT_ON_INFERENCE = (
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "hidden_dropout_prob",
+    "initializer_range",
+    "layerscale_value",
+    "out_features",
+    "stage_names",
+    "use_mask_token",
+)
+
+
+def read_transformers_config(
+    data: Mapping[str, Any], *, where: str = "config.json", tapped: int | None = None
+) -> DINOv2Config:
+    """Read transformers' config of a DINOv2.
+
+    Args:
+        data: The JSON object, such as what another model's config.json has as its ``backbone_config``.
+        where: What is read, for the messages.
+        tapped: How many layers its ``out_indices`` name; None: they have no say, and the last layer is handed out.
+    Raises:
+        CheckpointError: If a key is not known, or a value not supported.
+    """
+    fixed = _FIXED if tapped is None else {**_FIXED, **_FIXED_WHERE_TAPPED}
+    idle = _NO_EFFECT_ON_INFERENCE if tapped else (*_NO_EFFECT_ON_INFERENCE, *_FIXED_WHERE_TAPPED)
+    values = read_keys(where, data, _DEFAULTS, fixed, idle)
+    check_counts(where, values, dict.fromkeys(_COUNTS, 1) | ({} if tapped is None else {"out_indices": tapped}))
+    if type(values["use_swiglu_ffn"]) is not bool:
+        raise CheckpointError(f"{where}: use_swiglu_ffn is neither true nor false: take the original file.")
+    layers = (values["num_hidden_layers"] - 1,) if tapped is None else (index - 1 for index in values["out_indices"])
+    return DINOv2Config(
+        embed_dim=values["hidden_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        out_layers=tuple(layers),
+        mlp_ratio=values["mlp_ratio"],
+        swiglu=values["use_swiglu_ffn"],
+        patch_size=values["patch_size"],
+        table_size=values["image_size"] // values["patch_size"],
+    )
 
 
 # The tables are relative to the backbone; a family puts its own prefixes in front with `prefixed`.

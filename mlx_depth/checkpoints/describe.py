@@ -9,32 +9,62 @@ from mlx_depth.checkpoints import hub
 from mlx_depth.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from mlx_depth.checkpoints.resolve import published_spec, resolve_here
 from mlx_depth.errors import ModelNotFoundError
+from mlx_depth.kinds import DepthKind
+from mlx_depth.models.base import PROMPT
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.registry import DEMO_FOLDER, ModelSpec, list_models
 from mlx_depth.weights.rules import parameter_shapes
 from mlx_depth.weights.safetensors_io import DTYPES, dtype_name
 
+PURPOSES = {
+    "fast": "The look of a scene, fast",
+    "sharp": "The look of a scene, with finer edges",
+    "metric": "Metres from one photo",
+    "lidar": "Metres from a photo and coarse distances, such as LiDAR",
+    "multi-view": "Several photos of one scene",
+    "video": "Video",
+}
+"""What people want of a model, in words; ``purpose_of`` says which."""
 
-def models_table() -> list[dict[str, Any]]:
+FAST_PARAMETERS = 50_000_000  # a small vision transformer has 20 to 35 million, a base one about 100 million
+
+
+def purpose_of(spec: ModelSpec) -> str:
+    """What a model is for, by what it takes and gives: a key of ``PURPOSES``."""
+    family = FAMILIES[spec.family]
+    if family.takes != "image":
+        return "video" if family.takes == "video" else "multi-view"
+    if spec.depth_kind is DepthKind.METRIC:
+        return "lidar" if PROMPT in family.conditions else "metric"
+    return "fast" if spec.parameters is not None and spec.parameters <= FAST_PARAMETERS else "sharp"
+
+
+def models_table(*, commercial: bool = False, kind: DepthKind | None = None) -> list[dict[str, Any]]:
     """One row a model of the registry.
 
+    Args:
+        commercial: Leave out models whose license forbids commercial use.
+        kind: Leave out models of other kinds of depth.
     Returns:
-        ``name``, ``alias``, ``parameters``, ``takes`` (image or views), ``kind``, ``unit``, ``license``, ``hub``
-        (repository) and ``downloaded``.
+        ``name``, ``alias``, ``parameters``, ``purpose`` (of ``PURPOSES``), ``takes`` (image, views or video), ``kind``,
+        ``unit``, ``license``, ``commercial`` (whether it allows that), ``hub`` (repository) and ``downloaded``.
     """
     return [
         {
             "name": spec.name,
             "alias": next(iter(spec.aliases), ""),
             "parameters": spec.parameters,
+            "purpose": purpose_of(spec),
             "takes": FAMILIES[spec.family].takes,
             "kind": spec.depth_kind.value,
             "unit": spec.depth_kind.unit or None,
             "license": spec.license,
+            "commercial": spec.commercial,
             "hub": _where(spec),
             "downloaded": is_here(spec),
         }
         for spec in list_models()
+        if (spec.commercial or not commercial) and kind in (None, spec.depth_kind)
     ]
 
 
@@ -42,7 +72,8 @@ def _where(spec: ModelSpec) -> str:
     if spec.folder is not None:
         return "(bundled)" if spec.folder == DEMO_FOLDER else "(local)"
     if spec.convert_from is not None:
-        return f"{spec.convert_from} (to convert)"
+        place = spec.convert_from.partition("://")[2] or spec.convert_from
+        return f"{place.partition('/releases/')[0]} (to convert)"
     return spec.hub_id or "(unreleased)"
 
 

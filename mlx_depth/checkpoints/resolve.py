@@ -156,6 +156,11 @@ def _registered(spec: ModelSpec, revision: str | None, file: str | None) -> Reso
         if revision is not None:
             raise OptionError(f"{spec.name} is on this disk in one version: leave revision {revision!r} out.")
         return Resolved(spec.folder, spec)
+    if spec.convert_from is not None and "://" in spec.convert_from:
+        raise _UnreleasedError(
+            f"the weights of {spec.name} are the authors' file {spec.convert_from}: download it, then "
+            f"mlx-depth convert {spec.convert_from.rpartition('/')[2]} {spec.name}-mlx, and take ./{spec.name}-mlx."
+        )
     if spec.convert_from is not None:
         raise _UnreleasedError(
             f"the weights of {spec.name} are a PyTorch file in {spec.convert_from} that has to be converted first: "

@@ -172,7 +172,7 @@ def _add_bench(verbs: Any) -> None:
         nargs="+",
         type=input_size,
         metavar="N|HxW",
-        help="network pixels (default: 518; of decoders 256, 512 and 1024)",
+        help="network pixels (default: the model's own; of decoders 256, 512 and 1024)",
     )
     add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images, or scenes, at once (default: 1)")
     add("--views", nargs="+", type=int, default=[1], metavar="N", help="images of a scene, for networks of several")
@@ -192,7 +192,7 @@ def _run_bench(options: argparse.Namespace) -> int:
         return _run_bench_heads(options)
     found = bench(
         options.models or [DEFAULT_MODEL],
-        input_sizes=options.input_size or [518],
+        input_sizes=options.input_size or [None],
         batches=options.batch,
         views=options.views,
         dtypes=options.dtype,

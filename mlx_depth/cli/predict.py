@@ -18,6 +18,7 @@ from mlx_depth.errors import printable
 from mlx_depth.io.colormaps import COLORMAPS
 from mlx_depth.io.find import left_out_line
 from mlx_depth.io.formats import FORMATS
+from mlx_depth.io.prompt import PromptUnit
 from mlx_depth.jobs.distributed import Ranks, join_ranks
 from mlx_depth.jobs.folder import plan, predict_files
 from mlx_depth.jobs.naming import Outcome
@@ -29,6 +30,7 @@ from mlx_depth.processor import Reference
 from mlx_depth.runtime.forward import resolve_dtype
 from mlx_depth.weights.safetensors_io import dtype_name
 
+PROMPT_HELP = "depth prompt of the photo, such as LiDAR; or a folder of them, called like the photos"
 PROGRESS_SECONDS = 10  # between the progress lines of a rank
 _PROGRESS_LINE = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
@@ -53,6 +55,8 @@ def add_verbs(verbs: Any) -> None:
     )
     add_model_options(predict, default=DEFAULT_MODEL, side="short side")
     add("--focal-length", type=float, metavar="PX", help="of all photos, in pixels (default: each one's EXIF)")
+    add("--prompt", type=Path, metavar="FILE|FOLDER", help=PROMPT_HELP)
+    add("--prompt-unit", choices=get_args(PromptUnit), help="of the prompts (default: mm for whole numbers, else m)")
     add("--reference", choices=get_args(Reference), help="whose rules for resizing to follow (default: original)")
     add("--background", type=color, metavar="COLOR", help="under transparent pixels: name or #rrggbb (default: white)")
     add(
@@ -85,6 +89,7 @@ def _run_predict(options: argparse.Namespace) -> int:
         input_size=options.input_size,
         background=options.background,
         focal_length_px=options.focal_length,
+        prompt_unit=options.prompt_unit,
         formats=tuple(dict.fromkeys(formats)),
         cmap=options.cmap,
     )
@@ -93,6 +98,7 @@ def _run_predict(options: argparse.Namespace) -> int:
         options.paths,
         options.out,
         settings,
+        prompts=options.prompt,
         recursive=options.recursive,
         resume=options.resume,
         overwrite=options.overwrite,

@@ -26,16 +26,20 @@ class Content:
     Attributes:
         depth: ``(H, W)``, float32.
         maps: What the model gave beside the depth, ``confidence`` and ``sky``: ``(H, W)``, float32.
+        channels: What EXR files hold beside the depth and the maps: ``(H, W)``, float32.
         facts: The sidecar, JSON-ready.
         fields: All that an npz holds, by name.
         pictures: Format → what paints it with a color map: RGB ``(h, w, 3)`` uint8, or gray ``(H, W)`` uint8, uint16.
+        mesh: Makes the .glb file of a surface.
     """
 
     depth: npt.NDArray[np.float32]
     maps: Mapping[str, npt.NDArray[np.float32]]
+    channels: Mapping[str, npt.NDArray[np.float32]]
     facts: Mapping[str, Any]
     fields: Mapping[str, npt.NDArray[Any]]
     pictures: Mapping[str, Callable[[str], Pixels]]
+    mesh: Callable[[], bytes]
 
     def json(self) -> str:
         """The sidecar in one line of ASCII, as PNG, TIFF and EXR want their text."""
@@ -54,6 +58,7 @@ def encoder(content: Content, format: str, suffix: str, cmap: str) -> Callable[[
         A function that writes to a binary stream.
     Raises:
         OptionError: If the result does not hold what the format needs, or no color map has that name.
+        SaveError: If a mesh needs an extra that is not installed.
     """
     if format in content.pictures:
         pixels = content.pictures[format](cmap)
@@ -62,6 +67,8 @@ def encoder(content: Content, format: str, suffix: str, cmap: str) -> Callable[[
         if format not in content.maps:
             raise OptionError(f"this result has no {format}, which its model does not compute: leave {format} out.")
         return partial(_write_npy, content.maps[format])
+    if format == "mesh":
+        return partial(_write_bytes, content.mesh())
     return partial(_DATA[format], content)
 
 
@@ -82,6 +89,10 @@ def _write_jpeg(pixels: Pixels, metadata: str, stream: BinaryIO) -> None:
 
 def _write_npy(values: npt.NDArray[np.float32], stream: BinaryIO) -> None:
     np.save(stream, values, allow_pickle=False)
+
+
+def _write_bytes(data: bytes, stream: BinaryIO) -> None:
+    stream.write(data)
 
 
 def _write_npz(content: Content, stream: BinaryIO) -> None:
@@ -113,7 +124,7 @@ def _write_exr(content: Content, stream: BinaryIO) -> None:
         "type": OpenEXR.scanlineimage,
         METADATA_KEY: content.json(),
     }
-    channels = {"Z": content.depth, **content.maps}
+    channels = {"Z": content.depth, **content.maps, **content.channels}
     with tempfile.TemporaryDirectory() as folder:  # OpenEXR 3.3 writes to a file name alone
         file = Path(folder) / "depth.exr"
         contiguous = {name: np.ascontiguousarray(values) for name, values in channels.items()}

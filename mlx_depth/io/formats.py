@@ -18,6 +18,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "json": (".json",),
     "confidence": (".npy",),
     "sky": (".npy",),
+    "mask": (".png",),
+    "normals": (".png",),
+    "mesh": (".glb",),
 }
 """Format → the suffixes it may have, the usual one first."""
 
@@ -29,6 +32,8 @@ _NAMED = {
     "side-by-side": "_side-by-side",
     "confidence": "_confidence",
     "sky": "_sky",
+    "mask": "_mask",
+    "normals": "_normals",
 }
 
 

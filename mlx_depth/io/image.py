@@ -48,6 +48,8 @@ class ImageInfo:
     """EXIF orientation that was applied, 1 to 8; 1 means none."""
     focal_length_px: float | None = None
     """Focal length in pixels of the upright image at this size, from EXIF; None where EXIF does not tell."""
+    focal_length_given: bool = False
+    """That the focal length is the caller's, see ``with_focal_length``."""
 
 
 class LoadedImage(NamedTuple):
@@ -68,7 +70,8 @@ def with_focal_length(image: LoadedImage, focal_length_px: float) -> LoadedImage
     """
     if isinstance(focal_length_px, bool) or not (math.isfinite(focal_length_px) and focal_length_px > 0):
         raise OptionError(f"focal_length_px is {focal_length_px!r:.40}: give a number of pixels above 0.")
-    return image._replace(info=dataclasses.replace(image.info, focal_length_px=float(focal_length_px)))
+    info = dataclasses.replace(image.info, focal_length_px=float(focal_length_px), focal_length_given=True)
+    return image._replace(info=info)
 
 
 def load_image(

@@ -17,17 +17,18 @@ from mlx_depth.io.atomic import atomic_write
 from mlx_depth.io.find import LeftOut
 from mlx_depth.io.image import ImageSource
 from mlx_depth.io.ours import named_files, read_sidecar
-from mlx_depth.jobs.naming import Job, Outcome, find_images, into_one_file, output_place
-from mlx_depth.jobs.resume import bytes_of, image_path, photo_facts, unfinished
+from mlx_depth.jobs.naming import Job, Outcome, find_images, into_one_file, output_place, with_prompts
+from mlx_depth.jobs.resume import bytes_of, image_path, photo_facts, prompt_facts, unfinished
 from mlx_depth.jobs.settings import Settings
 from mlx_depth.model import DepthModel, predict_stream
 from mlx_depth.result import DepthResult
+from mlx_depth.runtime.stream import Shot
 from mlx_depth.version import __version__
 
 WRITING_THREADS = 4  # packing a PNG takes longer than a small network on a GPU
 TRIM_EVERY = 50  # images
 
-_PhotoFacts = dict[str, Any] | None
+_InputFacts = dict[str, Any]  # of the photo, and of its depth prompt where it has one
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def plan(
     out: str | Path,
     settings: Settings,
     *,
+    prompts: Path | None = None,
     recursive: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -66,16 +68,18 @@ def plan(
         paths: As for ``find_images``, like ``recursive``.
         out: The output folder; or, for exactly one image, a file with a suffix of a known format.
         settings: What is asked of every image.
+        prompts: The depth prompts, as for ``with_prompts``.
         resume: As for ``unfinished``, like ``overwrite``.
     Returns:
         What ``predict_files`` takes. Where ``out`` is a file, ``settings`` has its format alone.
     Raises:
-        OptionError: If the output folder is an input folder, or the file cannot hold what is asked for.
+        OptionError: If the output folder is an input folder, the file cannot hold what is asked for, or an image has no
+            prompt.
         SaveError: If the output leads nowhere, or a file is in the way.
     """
     place = output_place(out)
     images = find_images(paths, recursive=recursive, out=place)
-    jobs, place, settings = into_one_file(images.jobs, place, settings)
+    jobs, place, settings = into_one_file(with_prompts(images.jobs, prompts), place, settings)
     waiting = unfinished(jobs, place, settings, resume=resume, overwrite=overwrite)
     return Plan(jobs, waiting, images.failed, images.left_out, place, settings)
 
@@ -107,13 +111,13 @@ def predict_files(
     Raises:
         OptionError: If the batch size or the input size cannot work.
     """
-    waiting: deque[tuple[Job, _PhotoFacts]] = deque()
+    waiting: deque[tuple[Job, _InputFacts]] = deque()
     written: deque[Outcome | Future[Outcome]] = deque()
 
-    def sources() -> Iterator[str]:
+    def shots() -> Iterator[Shot]:
         for job in jobs:
-            waiting.append((job, photo_facts(job.source)))  # before it is read: a photo that changes later is redone
-            yield job.source
+            waiting.append((job, _input_facts(job, out)))  # before it is read: a photo that changes later is redone
+            yield Shot(job.source, job.prompt)
 
     def fail(_: ImageSource, error: ImageError) -> None:
         written.append(Outcome(waiting.popleft()[0].source, error=error))
@@ -121,11 +125,13 @@ def predict_files(
     def open_checked() -> DepthModel:
         model = open_model()
         model.check_input_size(settings.input_size)
+        model.check_prompts(next((job.prompt for job in jobs if job.prompt is not None), None))
         return model
 
     results = predict_stream(
         open_checked,
-        sources(),
+        shots(),
+        prompt_unit=settings.prompt_unit,
         batch_size=batch_size,
         input_size=settings.input_size,
         background=settings.background,
@@ -136,8 +142,8 @@ def predict_files(
         for number, result in enumerate(results):
             if number % TRIM_EVERY == TRIM_EVERY - 1:
                 _trim_heap()
-            job, photo = waiting.popleft()
-            written.append(writers.submit(_write, job, photo, result, out, settings, overwrite))
+            job, inputs = waiting.popleft()
+            written.append(writers.submit(_write, job, inputs, result, out, settings, overwrite))
             yield from _finished(written, at_most=max(batch_size, WRITING_THREADS))
         yield from _finished(written, at_most=0)
 
@@ -170,8 +176,13 @@ def _is_ready(outcome: Outcome | Future[Outcome]) -> bool:
     return isinstance(outcome, Outcome) or outcome.done()
 
 
+def _input_facts(job: Job, out: Path) -> _InputFacts:
+    prompt = {} if job.prompt is None else {"prompt": prompt_facts(job, out)}
+    return {"photo": photo_facts(job.source), **prompt}
+
+
 def _write(
-    job: Job, photo: _PhotoFacts, result: DepthResult, out: Path, settings: Settings, overwrite: bool
+    job: Job, inputs: _InputFacts, result: DepthResult, out: Path, settings: Settings, overwrite: bool
 ) -> Outcome:
     outputs = job.outputs(out, settings.formats)
     names = {name: file.name for name, file in outputs.items()}
@@ -192,7 +203,7 @@ def _write(
         _write_json(place, claim, overwrite=before is not None)
         _save_all(result, outputs, settings, ours, claim, place)
         sizes = {file.name: bytes_of(file) for name, file in outputs.items() if name != "json"}
-        facts = {**result.sidecar(), **claim, "file_bytes": sizes, "photo": photo}
+        facts = {**result.sidecar(), **claim, "file_bytes": sizes, **inputs}
         _write_json(place, facts, overwrite=True)
     except SaveError as error:
         return Outcome(job.source, error=error)

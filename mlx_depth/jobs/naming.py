@@ -12,6 +12,7 @@ from mlx_depth.errors import MlxDepthError, OptionError, SaveError
 from mlx_depth.io.find import Failed, Found, LeftOut, find
 from mlx_depth.io.formats import FORMATS, ending
 from mlx_depth.io.names import sameness
+from mlx_depth.io.prompt import prompts_of
 from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
 
 
@@ -23,11 +24,13 @@ class Job:
         source: Path or URL.
         stem: Relative to the output folder, without a suffix.
         suffix: That of the one result, where the user has named it; None: each format has its own ending.
+        prompt: File of the depth prompt; None: none.
     """
 
     source: str
     stem: Path
     suffix: str | None = None
+    prompt: str | None = None
 
     def outputs(self, out: Path, formats: Sequence[str]) -> dict[str, Path]:
         """Format → file."""
@@ -97,6 +100,26 @@ def find_images(paths: Sequence[str], *, recursive: bool = False, out: Path | No
             found.append(item)
     images.jobs.extend(_jobs(found))
     return images
+
+
+def with_prompts(jobs: list[Job], place: Path | None) -> list[Job]:
+    """Give each image its depth prompt.
+
+    Args:
+        jobs: From ``find_images``.
+        place: A file for one image, or a folder of files that are called like the images; None: no prompts.
+    Raises:
+        OptionError: If there is not one for each image.
+    """
+    if place is None:
+        return jobs
+    if not place.expanduser().is_dir() and len(jobs) > 1:
+        raise OptionError(f"{place} is no folder, and there are {len(jobs)} images: give a folder of prompts.")
+    if place.expanduser().is_dir():
+        prompts = prompts_of([job.source for job in jobs], place)
+    else:
+        prompts = [str(place)] * len(jobs)
+    return [dataclasses.replace(job, prompt=prompt) for job, prompt in zip(jobs, prompts, strict=True)]
 
 
 def output_place(out: str | Path) -> Path:

@@ -59,6 +59,7 @@ def is_complete(job: Job, out: Path, settings: Settings) -> bool:
         and set(settings.formats) <= set(facts["files"])
         and _are_whole(job, out, settings, facts.get("file_bytes"))
         and _is_same_photo(job, facts.get("photo"))
+        and facts.get("prompt") == prompt_facts(job, out)
     )
 
 
@@ -85,6 +86,13 @@ def photo_facts(source: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns, "digest": digest.hexdigest()}
+
+
+def prompt_facts(job: Job, out: Path) -> dict[str, Any] | None:
+    """``photo_facts`` of the depth prompt, with its ``file`` as seen from the sidecar; None where there is none."""
+    if job.prompt is None:
+        return None
+    return {"file": os.path.relpath(job.prompt, job.sidecar(out).parent), **(photo_facts(job.prompt) or {})}
 
 
 def image_path(job: Job, out: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from mlx_depth.errors import OptionError
 from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.io.formats import FORMATS
+from mlx_depth.io.prompt import PromptUnit
 from mlx_depth.processor import InputSize, Reference
 
 DEFAULT_FORMATS = ("npy", "color")
@@ -24,6 +25,7 @@ class Settings:
     input_size: InputSize | None = None
     background: tuple[int, int, int] | None = None
     focal_length_px: float | None = None
+    prompt_unit: PromptUnit | None = None
     formats: tuple[str, ...] = DEFAULT_FORMATS
     cmap: str = "Spectral_r"
 
@@ -36,6 +38,8 @@ class Settings:
             raise OptionError(f"a focal length of {self.focal_length_px} is none: give pixels of the photo, above 0.")
         if "exr" in self.formats and importlib.util.find_spec("OpenEXR") is None:
             raise OptionError("OpenEXR is missing, which .exr files need: pip install 'mlx-depth[exr]'.")
+        if "mesh" in self.formats and importlib.util.find_spec("trimesh") is None:
+            raise OptionError("trimesh is missing, which .glb files need: pip install 'mlx-depth[scene]'.")
 
     def facts(self) -> dict[str, Any]:
         """All but the formats, as JSON gives them back."""
@@ -52,5 +56,6 @@ class Settings:
             "reference": self.reference,
             "background": self.background and list(self.background),
             "focal_length_px": self.focal_length_px,
+            "prompt_unit": self.prompt_unit,
         }
         return facts | {name: value for name, value in chosen.items() if value is not None}

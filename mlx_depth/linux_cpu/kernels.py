@@ -203,23 +203,40 @@ def conv_3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
     def rows(start: int, stop: int) -> mx.array:
         top, bottom = max(start - 1, 0), min(stop + 1, H)
-        return _conv_3x3(x[:, top:bottom], taps, bias)[:, start - top : stop - top]
+        padded = mx.pad(x[:, top:bottom], [(0, 0), (1, 1), (1, 1), (0, 0)])
+        return _conv_3x3(padded, taps, bias)[:, start - top : stop - top]
 
     return mx.concatenate(in_parts(rows, H), axis=1)
 
 
+def conv_3x3_inside(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """As ``conv_3x3``, without padding.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        weight: ``(D, 3, 3, C)``.
+        bias: ``(D,)``.
+    Returns:
+        ``(B, H - 2, W - 2, D)``.
+
+    Same numbers as ``mx.conv2d``.
+    """
+    taps = mx.contiguous(weight.transpose(1, 2, 3, 0))  # (3, 3, C, D)
+    return mx.concatenate(in_parts(lambda i, j: _conv_3x3(x[:, i : j + 2], taps, bias), x.shape[1] - 2), axis=1)
+
+
 def _conv_3x3(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
+    """(B, H, W, C) → (B, H - 2, W - 2, D)."""
     B, H, W, C = x.shape
-    stride = W + 2
-    pixels = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(-1, C)
-    count = pixels.shape[0] - 2 * stride - 2  # up to the last image's last output pixel
+    pixels = x.reshape(-1, C)
+    count = pixels.shape[0] - 2 * W - 2  # up to the last image's last output pixel
     y = bias
     for i in range(3):
         for j in range(3):
-            offset = i * stride + j
+            offset = i * W + j
             y = mx.addmm(y, pixels[offset : offset + count], taps[i, j])
     D = taps.shape[3]
-    return mx.as_strided(y, (B, H, W, D), ((H + 2) * stride * D, stride * D, D, 1))  # without the padding
+    return mx.as_strided(y, (B, H - 2, W - 2, D), (H * W * D, W * D, D, 1))  # without what crosses the border
 
 
 def conv_transpose_tiles(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:

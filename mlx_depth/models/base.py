@@ -3,12 +3,13 @@
 Photo → ``Processor`` → ``pixel_values`` → ``DepthNetwork`` → ``DepthOutputs`` → ``Family.postprocess`` → result.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy.typing as npt
 
 from mlx_depth.errors import OptionError
 from mlx_depth.nn.resize import resize
@@ -19,6 +20,9 @@ from mlx_depth.weights.rules import Rule
 Size = tuple[int, int]
 Shapes = Mapping[str, tuple[int, ...]]
 Takes = Literal["image", "views", "video"]
+PROMPT = "prompt_depth"  # the condition that is a depth prompt: (B, h, w), metres
+VALID = 0.5  # above it a mask says that the depth is valid
+_LEAST_LENGTH = 1e-12  # torch's, in ``functional.normalize``
 _AXES: dict[Takes, str] = {"image": "(B, H, W, 3)", "views": "(B, V, H, W, 3)", "video": "(B, T, H, W, 3)"}
 
 
@@ -52,8 +56,12 @@ class DepthOutputs(NamedTuple):
     """``(B, H, W)``, of a second network that knows metres, for a camera whose focal length it names."""
     scale: mx.array | None = None
     """``(B,)``, one for all views: the factor by which depth and translations were brought to metres."""
+    field_of_view: mx.array | None = None
+    """``(B,)``, of the photo from left to right, in degrees."""
     gaussians: Mapping[str, mx.array] | None = None
     """3D Gaussians, by name of their property."""
+    raw: Mapping[str, mx.array] | None = None
+    """Of what other outputs are made, for a ``postprocess`` that makes them at the photo's size instead."""
     state: Mapping[str, mx.array] | None = None
     """What a network of clips wants back at its next call, as ``state=``."""
 
@@ -81,6 +89,11 @@ class DepthNetwork(nn.Module):
     def multiple_of(self) -> int:
         """Both sides of the input are multiples of this many pixels: the patch size, where there are patches."""
         raise NotImplementedError
+
+    @property
+    def only_size(self) -> Size | None:
+        """The one ``(height, width)`` of input that it takes; None: any multiples of ``multiple_of``."""
+        return None
 
     @property
     def everything(self) -> Mapping[str, Any]:
@@ -117,6 +130,10 @@ class DepthNetwork(nn.Module):
         if len(shape) != axes.count(",") + 1 or shape[-1] != 3 or 0 in shape[:-3]:
             raise OptionError(f"pixel_values have shape {tuple(shape)}: pass {axes}, channels last")
         H, W = shape[-3:-1]
+        if self.only_size not in (None, (H, W)):
+            raise OptionError(
+                f"pixel_values are {H}×{W}: this network takes {self.only_size[0]}×{self.only_size[1]} alone"
+            )
         if not (H and W) or H % self.multiple_of or W % self.multiple_of:
             raise OptionError(f"pixel_values are {H}×{W}: make both sides multiples of {self.multiple_of}")
 
@@ -133,6 +150,17 @@ class NetworkConfig:
     def max_depth(self) -> float | None:
         """The farthest distance that the network can give, in metres; None where there is none, or no metres."""
         return None
+
+    def meaning(self, conditions: Mapping[str, npt.NDArray[Any]]) -> "Meaning":
+        """What the depth of one photo means, given what came in beside its pixels, by name."""
+        return Meaning(self.depth_kind, self.max_depth)
+
+
+class Meaning(NamedTuple):
+    """What the numbers of a depth map are."""
+
+    kind: DepthKind
+    max_depth: float | None  # metres that they cannot pass; None: none known, or no metres
 
 
 @dataclass(frozen=True)
@@ -196,6 +224,7 @@ class Photo:
     size: Size  # (height, width) of the original
     input_size: Size  # (height, width) that the network saw
     focal_length_px: float | None = None  # in pixels of the original, from EXIF or the caller
+    focal_length_given: bool = False  # by the caller, who knows; EXIF's is rounded, and stays when a photo is cropped
 
 
 class PhotoOutputs(NamedTuple):
@@ -204,6 +233,8 @@ class PhotoOutputs(NamedTuple):
     depth: mx.array  # (H, W)
     confidence: mx.array | None = None  # (H, W)
     sky: mx.array | None = None  # (H, W)
+    mask: mx.array | None = None  # (H, W), bool: where the depth is valid; elsewhere it is infinite
+    normals: mx.array | None = None  # (H, W, 3), unit vectors in camera axes; 0 where the mask is False
     intrinsics: mx.array | None = None  # (3, 3), in pixels of the photo
     extrinsics: mx.array | None = None  # (3, 4)
 
@@ -213,11 +244,11 @@ class PhotoOutputs(NamedTuple):
 
 
 def to_photo(outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
-    """The usual ``postprocess``: maps back to the photo's size, intrinsics to its pixels.
+    """The usual ``postprocess``: maps back to the photo's size, intrinsics to its pixels, no depth outside the mask.
 
     Args:
         outputs: Of one image, B = 1.
-        processor: Says how depth is resized; confidence and sky are resized bilinearly.
+        processor: Says how depth is resized; confidence, sky, mask and normals are resized bilinearly.
         photo: Size of the photo, and of the network's input.
     Returns:
         The outputs at the photo's size, float32.
@@ -232,13 +263,28 @@ def to_photo(outputs: DepthOutputs, processor: Processor, photo: Photo) -> Photo
     def grown(x: mx.array | None) -> mx.array | None:
         return None if x is None else resize(x.astype(mx.float32)[..., None], photo.size, align_corners=True)[0, ..., 0]
 
+    share = grown(outputs.mask)
+    mask = None if share is None else share > VALID
+    normals = outputs.normals
+    if normals is not None:
+        normals = resize(normals.astype(mx.float32), photo.size, align_corners=True)[0]
+    depth = resize_depth(outputs.depth, photo.size, method=processor.restore)[0]
     return PhotoOutputs(
-        depth=resize_depth(outputs.depth, photo.size, method=processor.restore)[0],
+        depth=depth if mask is None else mx.where(mask, depth, mx.inf),
         confidence=grown(outputs.confidence),
         sky=grown(outputs.sky),
+        mask=mask,
+        normals=None if normals is None else unit_vectors(normals, mask),
         intrinsics=None if outputs.intrinsics is None else photo_intrinsics(outputs.intrinsics[0], photo),
         extrinsics=None if outputs.extrinsics is None else outputs.extrinsics[0].astype(mx.float32),
     )
+
+
+def unit_vectors(x: mx.array, mask: mx.array | None = None) -> mx.array:
+    """Vectors ``(…, 3)`` of length 1, float32; 0 stays 0, and so becomes what lies outside a mask ``(…)``."""
+    x = x.astype(mx.float32)
+    x = x / mx.maximum(mx.sqrt((x * x).sum(axis=-1, keepdims=True)), _LEAST_LENGTH)
+    return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
 
 def photo_intrinsics(intrinsics: mx.array, photo: Photo) -> mx.array:
@@ -275,7 +321,12 @@ class Family:
     postprocess: Callable[[Any, DepthOutputs, Processor, Photo], PhotoOutputs] = (  # the config comes first
         lambda config, outputs, processor, photo: to_photo(outputs, processor, photo)
     )
+    photo_conditions: Callable[[Sequence[Photo]], Mapping[str, mx.array]] = lambda photos: {}  # what it is told of them
+    read_first: Callable[[DepthOutputs], Any] = nothing  # outputs whose numbers postprocess looks at: evaluated before
     with_cameras: Callable[[Any, DepthOutputs], DepthOutputs] = lambda config, outputs: outputs  # what hangs on cameras
+    options: Callable[[Any, Photo], Mapping[str, Any]] = (
+        lambda config, photo: {}
+    )  # of the network, hashable, for a photo
     no_depth: str = "the network's numbers are not finite: dtype='float32' may help"  # why a photo has none
     quantizable: Callable[[str, nn.Module], bool] = lambda path, module: isinstance(module, nn.Linear)
     stages: Callable[[Any], tuple[Stage, ...]] = lambda config: ()  # before the final depth, in the order of the data
@@ -284,6 +335,11 @@ class Family:
     def takes(self) -> Takes:
         """What its networks take."""
         return getattr(self.network, "takes", "image")
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What its networks take beside the pixels."""
+        return tuple(getattr(self.network, "conditions", ()))
 
     def detect(self, evidence: Evidence) -> str | None:
         """The dialect of a checkpoint; None where the family does not take it for its own."""

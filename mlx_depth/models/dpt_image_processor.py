@@ -6,22 +6,26 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth.processor import Processor, Reference
+from mlx_depth.processor import Policy, Processor, Reference
 from mlx_depth.weights.config_values import MAX_INTEGER
 
+_NONE: Mapping[str, tuple[Any, ...]] = {}
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 
-def read_processor(config: Mapping[str, Any]) -> Processor:
+
+def read_processor(config: Mapping[str, Any], *, fixed: Mapping[str, tuple[Any, ...]] = _NONE) -> Processor:
     """Read the ``preprocessor_config.json`` of a checkpoint.
 
     Sizes and normalization are the file's; the rules stay the authors': ``follow_reference`` changes them.
 
     Args:
         config: The parsed JSON.
+        fixed: Keys with the only values that a relative's file may have.
     Raises:
         CheckpointError: If a key is missing or unknown, or has a value that would change the pixels in a way
             that ``Processor`` does not know.
     """
-    _check_config(config)
+    _check_config(config, {**_FIXED_KEYS, **fixed})
     return Processor(
         input_size=config["size"]["height"],
         multiple_of=config["ensure_multiple_of"],
@@ -31,10 +35,46 @@ def read_processor(config: Mapping[str, Any]) -> Processor:
     )
 
 
+def read_any_processor(config: Mapping[str, Any]) -> Processor:
+    """``read_processor`` for all ways of the class: with a bilinear filter, and photos that are padded as they are.
+
+    Args:
+        config: The parsed JSON.
+    Raises:
+        CheckpointError: As for ``read_processor``.
+    """
+    plain = dict(config)
+    ways: dict[str, Any] = {}
+    if _is_count(plain.get("size")):  # files of 2022
+        plain["size"] = {"height": plain["size"], "width": plain["size"]}
+    if plain.get("resample") == BILINEAR:
+        ways["pillow_filter"] = "bilinear"
+        del plain["resample"]
+    if plain.get("do_rescale") is False:
+        _check_values(plain, ("image_mean", "image_std"))
+        plain |= {key: [number / 255 for number in plain[key]] for key in ("image_mean", "image_std")}
+        del plain["do_rescale"]
+    if plain.get("do_resize") is False:
+        if plain.get("do_pad") is not True or not _is_count(plain.get("size_divisor")):
+            raise CheckpointError(
+                "preprocessor_config.json neither resizes nor pads photos to a size_divisor: correct the file, "
+                "or pass pixel values to the network yourself."
+            )
+        ways |= {"policy": "pad", "multiple_of": plain["size_divisor"]}
+        plain = {key: plain[key] for key in plain if key not in ("do_resize", "do_pad", "size_divisor")}
+    return replace(read_processor(plain), **ways)
+
+
+def follow_transformers(processor: Processor) -> Processor:
+    """The same sizes and normalization under transformers' rules."""
+    policy: Policy = "pad" if processor.policy == "pad" else "minimal"
+    return replace(processor, policy=policy, resample="pillow", restore="bicubic")
+
+
 def follow_reference(processor: Processor, reference: Reference) -> Processor:
     """The same sizes and normalization under the rules of the authors (``"original"``) or of transformers."""
     if reference == "transformers":
-        return replace(processor, policy="minimal", resample="pillow", restore="bicubic")
+        return follow_transformers(processor)
     return replace(processor, policy="lower_bound", resample="opencv", restore="bilinear")
 
 
@@ -75,7 +115,7 @@ _FIXED_KEYS: dict[str, tuple[Any, ...]] = {
     "do_pad": (False, None),
     "do_center_crop": (False, None),
     "size_divisor": (None,),
-    "resample": (3,),  # PIL's BICUBIC
+    "resample": (BICUBIC,),
     "rescale_factor": (1 / 255,),
 }
 # Keys that leave the pixels of an RGB image alone.
@@ -96,27 +136,32 @@ _INERT_KEYS = (
 )
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
+def _check_values(config: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        wanted, is_right = _READ_KEYS[key]
+        if not is_right(config.get(key)):
+            raise CheckpointError(
+                f"preprocessor_config.json has {key} = {config.get(key)!r:.60}, not {wanted}: "
+                "take the file of the original checkpoint, and give other sizes as input_size."
+            )
+
+
+def _check_config(config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
     missing = sorted(set(_READ_KEYS) - set(config))
     if missing:
         raise CheckpointError(
             f"preprocessor_config.json lacks {', '.join(missing)}: take the file of the original checkpoint."
         )
-    unknown = sorted(set(config) - set(_READ_KEYS) - set(_FIXED_KEYS) - set(_INERT_KEYS))
+    unknown = sorted(set(config) - set(_READ_KEYS) - set(fixed) - set(_INERT_KEYS))
     if unknown:
         raise CheckpointError(
             f"preprocessor_config.json has unknown keys: {', '.join(unknown)}. Remove those that leave pixels alone, "
             "or pass pixel values to the network yourself."
         )
-    for key, known in _FIXED_KEYS.items():
+    for key, known in fixed.items():
         if key in config and config[key] not in known:
             raise CheckpointError(
                 f"preprocessor_config.json has {key} = {config[key]!r:.60}, but only {known[0]!r} is supported: "
                 "correct the file, or pass pixel values to the network yourself."
             )
-    for key, (wanted, is_right) in _READ_KEYS.items():
-        if not is_right(config[key]):
-            raise CheckpointError(
-                f"preprocessor_config.json has {key} = {config[key]!r:.60}, not {wanted}: "
-                "take the file of the original checkpoint, and give other sizes as input_size."
-            )
+    _check_values(config, tuple(_READ_KEYS))

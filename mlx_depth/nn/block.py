@@ -11,7 +11,7 @@ from mlx_depth.nn.rope import Rotation
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale on both branches: (B, N, C) → (B, N, C)."""
+    """Pre-norm transformer block, with LayerScale on both branches or none: (B, N, C) → (B, N, C)."""
 
     def __init__(
         self,
@@ -24,14 +24,16 @@ class Block(nn.Module):
         qk_norm: bool = False,
         qv_bias: bool = True,
         key_bias: bool = True,
+        layer_scale: bool = True,
     ):
         super().__init__()
+        scale = LayerScale if layer_scale else nn.Identity
         self.norm1 = nn.LayerNorm(dims, eps=eps)
         self.attn = Attention(dims, num_heads, qk_norm=qk_norm, qv_bias=qv_bias, key_bias=key_bias)
-        self.layer_scale1 = LayerScale(dims)
+        self.layer_scale1 = scale(dims)
         self.norm2 = nn.LayerNorm(dims, eps=eps)
         self.mlp = (SwiGLU if swiglu else MLP)(dims, hidden_dims)
-        self.layer_scale2 = LayerScale(dims)
+        self.layer_scale2 = scale(dims)
 
     def __call__(self, x: mx.array, rotation: Rotation | None = None) -> mx.array:
         x = x + self.layer_scale1(self.attn(self.norm1(x), rotation))

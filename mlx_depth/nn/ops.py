@@ -32,6 +32,7 @@ _FUSED_ON_METAL = (64, 80, 128)  # channels of a head for which Metal has such a
 
 _POINTWISE = ((1, 1), (1, 1), (0, 0), 1, 1)  # size, stride, padding, dilation, groups
 _SAME_3X3 = ((3, 3), (1, 1), (1, 1), 1, 1)
+_INSIDE_3X3 = ((3, 3), (1, 1), (0, 0), 1, 1)
 
 
 def attention(query: mx.array, key: mx.array, value: mx.array, *, scale: float) -> mx.array:
@@ -77,10 +78,10 @@ def conv2d(layer: nn.Conv2d, x: mx.array) -> mx.array:
         ``(B, height, width, D)``.
     """
     geometry = (layer.weight.shape[1:3], layer.stride, layer.padding, layer.dilation, layer.groups)
-    if _has_kernels(x) and geometry in (_POINTWISE, _SAME_3X3):
-        convolve = kernels.conv_1x1 if geometry == _POINTWISE else kernels.conv_3x3
+    if _has_kernels(x) and geometry in (_POINTWISE, _SAME_3X3, _INSIDE_3X3):
+        routes = {_POINTWISE: kernels.conv_1x1, _SAME_3X3: kernels.conv_3x3, _INSIDE_3X3: kernels.conv_3x3_inside}
         bias = layer.bias if "bias" in layer else mx.zeros(layer.weight.shape[:1])
-        return convolve(x, layer.weight, bias)
+        return routes[geometry](x, layer.weight, bias)
     return nn.Conv2d.__call__(layer, x)
 
 
@@ -126,16 +127,19 @@ def build_rows(f: Callable[[int, int], mx.array], length: int) -> mx.array:
     return mx.concatenate(in_parts(f, length), axis=1)
 
 
-def in_batches(f: Callable[[list[mx.array]], Sequence[mx.array]], arrays: Sequence[mx.array]) -> list[mx.array]:
+def in_batches(
+    f: Callable[[list[mx.array]], Sequence[mx.array]], arrays: Sequence[mx.array], *, at_once: int | None = None
+) -> list[mx.array]:
     """Some images at a time, one batch after another: only its temporaries are alive at once.
 
     Args:
         f: Arrays of some images → arrays of their outputs.
         arrays: Of all images, ``(B, …)`` each.
+        at_once: How many images a batch has; None: as many as fill the device.
     Returns:
         The outputs of all images, ``(B, …)`` each.
     """
-    step = 1 if _has_kernels(arrays[0]) else IMAGES_AT_ONCE  # there an image alone fits the caches
+    step = at_once or (1 if _has_kernels(arrays[0]) else IMAGES_AT_ONCE)  # there an image alone fits the caches
     done: list[Sequence[mx.array]] = []
     for start in range(0, len(arrays[0]), step):
         batch = [array[start : start + step] for array in arrays]

@@ -11,6 +11,7 @@ from mlx_depth.errors import OptionError
 from mlx_depth.nn import ops
 
 Method = Literal["nearest", "bilinear", "bicubic", "opencv_cubic", "opencv_area"]
+PillowMethod = Literal["bilinear", "bicubic"]
 
 # Two forms of one filter: a dense matrix, or a few gathers ("taps"). Dense makes fp16 networks 1.6–1.9 times
 # faster on a GPU. In float32 taps win: GPUs may round factors to TF32, and CPUs are up to 3 times slower dense.
@@ -127,12 +128,13 @@ def resize_rows(
     return _apply_taps(x, 1, indices[slice(*rows)] - first, weights[slice(*rows)])
 
 
-def resize_pillow(x: mx.array, size: tuple[int, int]) -> mx.array:
-    """Resize 8-bit images exactly as Pillow's bicubic does, columns first.
+def resize_pillow(x: mx.array, size: tuple[int, int], *, method: PillowMethod = "bicubic") -> mx.array:
+    """Resize 8-bit images exactly as Pillow does, columns first.
 
     Args:
         x: Images, ``(B, H, W, C)``, uint8.
         size: Output ``(height, width)`` in pixels, both >= 1.
+        method: Pillow's filter.
     Returns:
         ``(B, height, width, C)``, uint8; each pass is rounded and clipped to 0..255.
     Raises:
@@ -141,12 +143,12 @@ def resize_pillow(x: mx.array, size: tuple[int, int]) -> mx.array:
     Pillow's ``src/libImaging/Resample.c``, bit for bit. Pillow 13 takes the rows
     first where the height shrinks and the width does not, or much less; this is the order of all versions before it.
     """
-    _check(x, size, "bicubic", align_corners=False, antialias=True, scale=None)
+    _check(x, size, method, align_corners=False, antialias=True, scale=None)
     if x.dtype != mx.uint8:
         raise OptionError(f"Pillow's rule resizes uint8 images, not {x.dtype}: call resize for other types.")
     for axis in (2, 1):
         if x.shape[axis] != size[axis - 1]:
-            x = _pillow_pass(x, axis, size[axis - 1])
+            x = _pillow_pass(x, axis, size[axis - 1], method)
     return x
 
 
@@ -209,8 +211,8 @@ def _apply_taps(x: mx.array, axis: int, indices: mx.array, weights: mx.array) ->
     return _weighted_sum(x, axis, indices, weights, mx.array(0.0)).astype(dtype)
 
 
-def _pillow_pass(x: mx.array, axis: int, out_size: int) -> mx.array:
-    indices, weights = _device_pillow_taps(x.shape[axis], out_size)
+def _pillow_pass(x: mx.array, axis: int, out_size: int, method: PillowMethod) -> mx.array:
+    indices, weights = _device_pillow_taps(x.shape[axis], out_size, method)
     half = mx.array(1 << (_PILLOW_PRECISION_BITS - 1), dtype=mx.int32)  # so that the shift rounds
     total = _weighted_sum(x, axis, indices, weights, half)
     return mx.minimum(mx.maximum(total, 0) >> _PILLOW_PRECISION_BITS, 255).astype(mx.uint8)
@@ -244,8 +246,8 @@ def _device_taps(rule: _AxisRule) -> tuple[mx.array, mx.array]:
 
 
 @lru_cache(maxsize=32)
-def _device_pillow_taps(in_size: int, out_size: int) -> tuple[mx.array, mx.array]:
-    taps = _antialias_taps(in_size, out_size, "bicubic")
+def _device_pillow_taps(in_size: int, out_size: int, method: PillowMethod) -> tuple[mx.array, mx.array]:
+    taps = _antialias_taps(in_size, out_size, method)
     fixed_point = np.trunc(taps.weights * (1 << _PILLOW_PRECISION_BITS) + np.copysign(0.5, taps.weights))
     return mx.array(taps.indices), mx.array(fixed_point.astype(np.int32))
 

@@ -20,13 +20,13 @@ from unittest import mock
 import report
 
 import mlx_depth
-from mlx_depth.io.image import LoadedImage
 from mlx_depth.jobs.folder import predict_files
 from mlx_depth.jobs.naming import find_images
 from mlx_depth.jobs.settings import DEFAULT_FORMATS, Settings
 from mlx_depth.model import DepthModel
 from mlx_depth.processor import InputSize
 from mlx_depth.result import DepthResult
+from mlx_depth.runtime.stream import LoadedShot
 from mlx_depth.weights.safetensors_io import dtype_name
 
 import mlx.core as mx  # isort: skip  # after mlx_depth, which looks for a fast BLAS
@@ -108,8 +108,8 @@ def recorded_shapes() -> Iterator[list[tuple[int, ...]]]:
     shapes: list[tuple[int, ...]] = []
     predict = DepthModel._predict_group
 
-    def recorded(model: DepthModel, images: list[LoadedImage], input_size: InputSize | None) -> list[DepthResult]:
-        results = predict(model, images, input_size)
+    def recorded(model: DepthModel, shots: list[LoadedShot], input_size: InputSize | None) -> list[DepthResult]:
+        results = predict(model, shots, input_size)
         shapes.append((len(results), *results[0].input_size, 3))
         return results
 

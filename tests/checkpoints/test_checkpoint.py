@@ -71,6 +71,19 @@ def test_all_dialects_and_containers_hold_the_same_weights(hub_folder, tmp_path)
         assert found.dialect == ("original" if name == "original" else "transformers")
 
 
+def test_a_fine_tune_is_its_own_model(folder):
+    """A folder of Depth Anything's shape with a range, a size and a card of its own."""
+    edit_config(folder, depth_estimation_type="metric", max_depth=10)
+    (folder / "README.md").write_text("---\nlicense: mit\nbase_model: depth-anything/Depth-Anything-V2-Small-hf\n---\n")
+    sizes = {"size": {"height": 70, "width": 70}, "ensure_multiple_of": 14, "keep_aspect_ratio": True}
+    colors = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(sizes | colors))
+    mine = Path(shutil.move(folder, folder.with_name("my-kitchen-depth")))
+    result = mlx_depth.predict(np.full((40, 60, 3), 99, np.uint8), model=mine)
+    assert (result.model, result.license, result.input_size) == ("my-kitchen-depth", "MIT", (70, 112))
+    assert (result.kind.value, result.max_depth) == ("metric", 10)
+
+
 def test_sharded_folders(hub_folder, tmp_path):
     reference.model("tiny").save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2

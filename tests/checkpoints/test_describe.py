@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 import mlx_depth
 from mlx_depth.checkpoints import hub
 from mlx_depth.checkpoints.checkpoint import build_network, read_checkpoint
-from mlx_depth.checkpoints.describe import describe_model, models_table
+from mlx_depth.checkpoints.describe import PURPOSES, describe_model, models_table, purpose_of
 from mlx_depth.errors import CheckpointError, ModelNotFoundError
 from mlx_depth.registry import DEMO_FOLDER, MODELS
 
@@ -36,10 +36,12 @@ def test_table_is_the_registry(offline: None) -> None:
         "name": "depth-anything-v2-metric-indoor-large",
         "alias": "da2-indoor-large",
         "parameters": 335_315_649,
+        "purpose": "metric",
         "takes": "image",
         "kind": "metric",
         "unit": "m",
         "license": "CC-BY-NC-4.0",
+        "commercial": False,
         "hub": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
         "downloaded": False,
     }
@@ -49,6 +51,24 @@ def test_table_is_the_registry(offline: None) -> None:
     }
     assert rows["depth-anything-v2-giant"]["hub"] == "(unreleased)"
     assert rows[DEMO]["hub"] == "(bundled)"
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose"),
+    [
+        ("depth-anything-v2-small", "fast"),
+        ("depth-anything-v1-base", "sharp"),
+        ("depth-anything-3-mono-large", "sharp"),
+        ("depth-anything-v2-metric-indoor-small", "metric"),
+        ("depth-anything-3-metric-large", "metric"),
+        ("prompt-depth-anything-small", "lidar"),
+        ("depth-anything-3-small", "multi-view"),
+        ("depth-anything-3-nested-giant-large", "multi-view"),
+    ],
+)
+def test_what_a_model_is_for(name: str, purpose: str) -> None:
+    assert purpose_of(MODELS[name]) == purpose
+    assert purpose in PURPOSES
 
 
 def test_table_says_what_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -611,20 +611,38 @@ def test_interrupt_leaves_no_half_written_file_and_resume_goes_on(twenty: Path, 
 def test_models_table(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(hub, "is_cached", lambda repo: repo.endswith("V2-Small-hf"))
     assert main("models") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "alias", "parameters", "takes", "kind", "unit", "license", "hub", "downloaded"]
-    assert len(lines) == 1 + len(mlx_depth.list_models())
-    rows = {line.split()[0]: line.split() for line in lines}
-    assert rows["depth-anything-v2-small"][2] == "24,785,089"
-    assert rows["depth-anything-v2-small"][-1] == "yes"
-    assert rows["depth-anything-v2-metric-indoor-base"][5:7] == ["m", "CC-BY-NC-4.0"]
-    assert rows["depth-anything-v2-metric-indoor-base"][-1] == "no"
-    assert rows["depth-anything-3-small"][3:5] == ["views", "relative"]
-    assert rows["mlx-depth-demo"][-2:] == ["(bundled)", "yes"]
+    head, *groups = capsys.readouterr().out.split("\n\n")
+    columns = ["name", "alias", "parameters", "kind", "license", "commercial", "downloaded", "hub"]
+    assert head.split() == columns
+    tables = {lines[0]: lines[1:] for lines in map(str.splitlines, groups)}
+    rows = {line.split()[0]: line.split() for lines in tables.values() for line in lines}
+    assert len(rows) == sum(map(len, tables.values())) == len(mlx_depth.list_models())
+    assert rows["depth-anything-v2-small"][2:7] == ["24,785,089", "relative_inverse", "Apache-2.0", "yes", "yes"]
+    assert rows["depth-anything-v2-metric-indoor-base"][3:7] == ["metric", "CC-BY-NC-4.0", "no", "no"]
+    assert rows["mlx-depth-demo"][-2:] == ["yes", "(bundled)"]
+    assert "mlx-depth-demo" in {line.split()[0] for line in tables["The look of a scene, fast:"]}
+    assert "depth-anything-3-small" in {line.split()[0] for line in tables["Several photos of one scene:"]}
     assert main("models", "--json") == 0
     table = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in table] == [spec.name for spec in mlx_depth.list_models()]
     assert table[0]["downloaded"] is True
+
+
+def test_models_are_filtered(capsys) -> None:
+    def names(*options: str) -> set[str]:
+        assert main("models", "--json", *options) == 0
+        return {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+    specs = mlx_depth.list_models()
+    assert names("--commercial") == {spec.name for spec in specs if spec.commercial}
+    assert names("--metric") == names("--kind", "metric") == {s.name for s in specs if s.depth_kind.value == "metric"}
+    both = names("--commercial", "--kind", "relative")
+    assert {"depth-anything-3-small", "depth-anything-3-mono-large"} <= both
+    assert not {"depth-anything-v2-small", "depth-anything-3-giant"} & both
+    assert main("models", "--commercial", "--metric") == 0
+    shown = capsys.readouterr().out
+    assert "prompt-depth-anything-small " in shown
+    assert "Several photos" not in shown  # the one such model in metres is not for commerce
 
 
 def test_info_for_people_and_machines(capsys) -> None:

@@ -13,11 +13,18 @@ from mlx_depth.models.families import FAMILIES
 from mlx_depth.registry import MODELS, ModelSpec
 
 
-@pytest.mark.parametrize("spec", [MODELS["depth-anything-v2-small"], MODELS["depth-anything-v1-large"]])
-def test_every_stage_has_a_twin(spec: ModelSpec) -> None:
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        (MODELS["depth-anything-v2-small"], 2 + 4 + 4 + 4 + 1),
+        (MODELS["depth-anything-v1-large"], 2 + 4 + 4 + 4 + 1),
+        (MODELS["depth-pro"], 1 + 3 + 1 + 5 + 1 + 4 + 5 + 1 + 2),
+    ],
+)
+def test_every_stage_has_a_twin(spec: ModelSpec, count: int) -> None:
     network = reference_of(spec).build(spec.config)
     twins = [reference_of(spec).twin(stage.name) for stage in FAMILIES[spec.family].stages(spec.config)]
-    assert len(set(twins)) == 2 + 4 + 4 + 4 + 1
+    assert len(set(twins)) == count
     assert set(twins) <= set(dict(network.named_modules()))
 
 

@@ -122,6 +122,29 @@ def test_lists_entries_beside_the_tensors(tmp_path: Path) -> None:
     assert read(saved(tmp_path / "a.pth", content, ZIP)).parts[""].beside == ("epoch", "optimizer")
 
 
+def test_plain_values_beside_the_tensors_are_metadata(tmp_path: Path) -> None:
+    """Such as the arguments of a model's class; nothing that is made, large, or goes on without end."""
+    plain = {"dims": [384, (1, 2)], "kind": "exp", "norm": None, "rate": 0.5, "strict": True}
+    endless: dict[str, Any] = {}
+    endless["again"] = [endless]
+    repeated: Any = []
+    for _ in range(12):
+        repeated = [repeated] * 12
+    others = {
+        "endless": endless,
+        "repeated": {"x": repeated},
+        "huge": {"x": 10**5000},
+        "many": dict.fromkeys(map(str, range(20_000))),
+        "numbers": {1: {torch.float32}},
+        "epoch": 7,
+        "list": [1, 2],
+    }
+    torch.save({"model": {"w": torch.ones(2)}, "model_config": plain, **others}, tmp_path / "x.pt")
+    source = read(tmp_path / "x.pt")
+    assert source.metadata == {"model_config": plain}
+    assert list(source.parts["model"].tensors) == ["w"]
+
+
 def test_keeps_module_prefix_that_not_all_names_share(tmp_path: Path) -> None:
     content = {"module.a": torch.ones(1), "b": torch.ones(1)}
     assert list(tensors_of(saved(tmp_path / "a.pth", content, ZIP))) == ["module.a", "b"]

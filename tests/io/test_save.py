@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -42,13 +43,19 @@ def make(depth=None, kind=INVERSE, **options) -> DepthResult:
 
 
 def full() -> DepthResult:
-    """A result with every field set."""
+    """A result with every field set; its first pixel is outside the mask."""
+    depth = 2 + np.arange(35, dtype=np.float32).reshape(SIZE) / 100
+    depth[0, 0] = np.inf
+    towards = np.array([0.6, 0, -0.8], np.float32)
     return make(
-        kind=METRIC,
+        depth,
+        METRIC,
+        mask=np.isfinite(depth),
+        normals=np.where(np.isfinite(depth)[..., None], towards, np.float32(0)),
         image=PHOTO,
         confidence=seeded("confidence", SIZE),
         sky=np.zeros(SIZE, np.float32),
-        camera=Camera(np.eye(3, dtype=np.float32) * 2, np.eye(4, dtype=np.float32)[:3]),
+        camera=Camera(np.array([[2, 0, 3], [0, 2, 2], [0, 0, 1]], np.float32), np.eye(4, dtype=np.float32)[:3]),
         focal_length_px=1234.5,
         max_depth=20.0,
         revision="abc123",
@@ -130,7 +137,7 @@ def test_npz_holds_every_field(tmp_path):
     result = full()
     with np.load(result.save(tmp_path / "depth.npz"), allow_pickle=False) as file:
         fields = dict(file)
-    for name in ("depth", "image", "confidence", "sky"):
+    for name in ("depth", "image", "confidence", "sky", "mask", "normals"):
         np.testing.assert_array_equal(fields.pop(name), getattr(result, name))
     np.testing.assert_array_equal(fields.pop("intrinsics"), result.camera.intrinsics)
     np.testing.assert_array_equal(fields.pop("extrinsics"), result.camera.extrinsics)
@@ -164,7 +171,7 @@ def test_exr_without_its_extra(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# Confidence and sky
+# Confidence, sky, mask and normals
 
 
 @pytest.mark.parametrize("name", ["confidence", "sky"])
@@ -178,9 +185,58 @@ def test_maps_have_files_of_their_own(name, tmp_path):
 def test_exr_holds_the_maps_beside_the_depth(tmp_path):
     with OpenEXR.File(str(full().save(tmp_path / "depth.exr"))) as file:
         channels = {name: channel.pixels.copy() for name, channel in file.channels().items()}
-    assert sorted(channels) == ["Z", "confidence", "sky"]
-    for name, field in (("Z", "depth"), ("confidence", "confidence"), ("sky", "sky")):
+    assert sorted(channels) == ["N.X", "N.Y", "N.Z", "Z", "confidence", "mask", "sky"]
+    for name, field in (("Z", "depth"), ("confidence", "confidence"), ("sky", "sky"), ("mask", "mask")):
         np.testing.assert_array_equal(channels[name], getattr(full(), field))
+    # Up and towards the viewer, as compositing programs have it; a zero is no minus zero.
+    normals = np.stack([channels[f"N.{axis}"] for axis in "XYZ"], axis=-1)
+    np.testing.assert_array_equal(normals, full().normals * [1, -1, -1])
+    assert not np.signbit(normals).any()
+
+
+def test_mask_file(tmp_path):
+    pixels = read_pixels(full().save(tmp_path / "mask.png", format="mask"))
+    np.testing.assert_array_equal(pixels, np.where(full().mask, 255, 0))
+
+
+def test_normals_file(tmp_path):
+    pixels = read_pixels(full().save(tmp_path / "normals.png", format="normals"))
+    assert pixels[0, 0].tolist() == [127, 127, 127]
+    assert pixels[1, 1].tolist() == [204, 127, 229]  # to the right and towards the viewer: 0.8 and 0.9 of 255, cut
+
+
+def test_normals_of_the_six_directions():
+    six = np.array([[[1, 0, 0], [-1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]]], np.float32)
+    colors = make(np.ones((1, 6)), METRIC, normals=six).normals_picture()[0]  # right, left, up, down, towards, away
+    names = [[255, 127, 127], [0, 127, 127], [127, 255, 127], [127, 0, 127], [127, 127, 255], [127, 127, 0]]
+    assert colors.tolist() == names
+
+
+def test_mesh_file(tmp_path):
+    trimesh = require("scene", "trimesh")
+    path = full().save(tmp_path / "x.glb")
+    mesh = trimesh.load(path, process=False).geometry["view"]
+    points = full().point_map().reshape(-1, 3)[1:]  # the first pixel has none
+    np.testing.assert_allclose(np.asarray(mesh.vertices), points * [1, -1, -1], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(mesh.vertex_normals), [[0.6, 0, 0.8]] * 34, atol=1e-6)
+    assert len(mesh.faces) == 2 * 4 * 6 - 1
+    np.testing.assert_allclose(mesh.visual.uv[0], [1.5 / 7, 1 - 0.5 / 5], atol=1e-6)  # in trimesh v runs up
+    assert mesh.visual.material.baseColorTexture.size == (7, 5)
+
+
+def test_mesh_leaves_the_sky_out(tmp_path):
+    trimesh = require("scene", "trimesh")
+    sky = np.zeros(SIZE, np.float32)
+    sky[:2] = 0.5
+    path = dataclasses.replace(full(), sky=sky).save(tmp_path / "x.glb")
+    assert len(trimesh.load(path, process=False).geometry["view"].vertices) == 3 * 7
+
+
+def test_mesh_without_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    with pytest.raises(SaveError, match=r"^trimesh is missing, .* pip install 'mlx-depth\[scene\]'\.$"):
+        full().save(tmp_path / "x.glb")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_exr_of_depth_alone_has_one_channel(tmp_path):
@@ -326,7 +382,7 @@ def test_side_by_side_file(tmp_path):
     np.testing.assert_array_equal(read_pixels(path), full().side_by_side("turbo"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("mask", "normals", "mesh")])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, 3.0])
 @pytest.mark.parametrize("kind", DepthKind)
 def test_every_format_takes_odd_depth(name, value, kind, tmp_path):
@@ -358,11 +414,13 @@ def test_sidecar_says_everything():
         "png16": {"scale": 0.001, "offset": 0.0, "no_data": 0},
         "confidence": {"min": float(full().confidence.min()), "max": float(full().confidence.max())},
         "sky": {"min": 0.0, "max": 0.0},
+        "mask": {"valid": 34 / 35},
+        "normals": {"axes": "x right, y down, z forward"},
         "size": [5, 7],
         "input_size": [14, 28],
         "focal_length_px": 1234.5,
         "camera": {
-            "intrinsics": [[2, 0, 0], [0, 2, 0], [0, 0, 2]],
+            "intrinsics": [[2, 0, 3], [0, 2, 2], [0, 0, 1]],
             "extrinsics": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]],
         },
         "model": "depth-anything-v2-small",
@@ -398,6 +456,9 @@ def embedded(path: Path) -> str:
             return file.header()["mlx_depth"]
     if path.suffix == ".json":
         return path.read_text()
+    if path.suffix == ".glb":
+        length = int.from_bytes(path.read_bytes()[12:16], "little")
+        return json.dumps(json.loads(path.read_bytes()[20 : 20 + length])["asset"]["extras"]["mlx_depth"])
     with Image.open(path) as image:
         return image.text["mlx_depth"] if image.format == "PNG" else image.info["comment"].decode()
 
@@ -444,7 +505,7 @@ def test_the_suffix_chooses(suffix, magic, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("d.bmp", {}, "no format has the suffix '.bmp' of 'd.bmp': choose one of .exr .jpeg .jpg .json .npy"),
+        ("d.bmp", {}, "no format has the suffix '.bmp' of 'd.bmp': choose one of .exr .glb .jpeg .jpg .json"),
         ("d", {}, "no format has the suffix '' of 'd'"),
         ("d.png", {"format": "png 16"}, "no format 'png 16': did you mean 'png16'? Choose one of npy, npz"),
         ("d.jpg", {"format": "png16"}, "png16 does not go into 'd.jpg': give a name that ends with .png."),
@@ -453,6 +514,9 @@ def test_the_suffix_chooses(suffix, magic, tmp_path):
         ("d.png", {"format": "side-by-side"}, "side-by-side needs the photo"),
         ("d.npy", {"format": "confidence"}, "this result has no confidence, which its model does not compute: leave"),
         ("d.npy", {"format": "sky"}, "this result has no sky"),
+        ("d.png", {"format": "mask"}, "this result has no mask, which its model does not compute: leave mask out."),
+        ("d.png", {"format": "normals"}, "this result has no normals, which its model does not compute: leave"),
+        ("d.glb", {}, "a mesh needs the photo, which this result does not hold"),
         ("d.png", {"format": "sky"}, "sky does not go into 'd.png': give a name that ends with .npy."),
     ],
 )

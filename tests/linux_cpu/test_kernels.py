@@ -81,11 +81,12 @@ def layers() -> list[tuple[nn.Module, mx.array]]:
         (conv.Conv2d(8, 4, kernel_size=1), pixels),
         (conv.Conv2d(8, 4, kernel_size=3, padding=1), pixels),
         (conv.Conv2d(8, 4, kernel_size=3, padding=1, bias=False), pixels),
+        (conv.EdgeConv2d(8, 4), pixels),
         (conv.ConvTranspose2d(8, 4, kernel_size=2, stride=2), pixels),
     ]
 
 
-ROUTES = ["attention", "gelu", "conv_1x1", "conv_3x3", "conv_transpose_tiles"]
+ROUTES = ["attention", "gelu", "conv_1x1", "conv_3x3", "conv_3x3_inside", "conv_transpose_tiles"]
 
 
 @pytest.mark.parametrize("platform", DEVICES)
@@ -104,11 +105,11 @@ def test_layers_follow_the_rule(monkeypatch: pytest.MonkeyPatch, platform: str) 
     pretend(monkeypatch, platform)
     for layer, x in layers():
         layer(x)
-    taken = ["attention", "gelu", "conv_1x1", "conv_3x3", "conv_3x3", "conv_transpose_tiles"]
+    taken = ["attention", "gelu", "conv_1x1", "conv_3x3", "conv_3x3", "conv_3x3_inside", "conv_transpose_tiles"]
     assert calls == (taken if platform == "linux" else [])
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(7))
 def test_layers_agree_with_their_plain_route(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
     layer, x = layers()[index]
     pretend(monkeypatch, "linux")
@@ -121,7 +122,7 @@ def test_layers_agree_with_their_plain_route(monkeypatch: pytest.MonkeyPatch, in
 
 @pytest.mark.parametrize(
     "options",
-    [{"stride": 2, "padding": 1}, {"padding": 0}, {"padding": 2, "dilation": 2}, {"padding": 1, "groups": 2}],
+    [{"stride": 2, "padding": 1}, {"stride": 2}, {"padding": 2, "dilation": 2}, {"padding": 1, "groups": 2}],
 )
 def test_other_convolutions_stay_mlx_s(monkeypatch: pytest.MonkeyPatch, options: dict[str, int]) -> None:
     layer, x = conv.Conv2d(4, 6, kernel_size=3, **options), array("x", 1, 7, 8, 4)
@@ -322,6 +323,15 @@ def test_conv_3x3(B: int, H: int, W: int, C: int, D: int) -> None:
     plain = mx.conv2d(x, weight, padding=1) + bias
     scale = np.array(mx.conv2d(mx.abs(x), mx.abs(weight), padding=1) + mx.abs(bias))
     assert largest_error(kernels.conv_3x3(x, weight, bias), plain, scale) <= TOLERANCE
+
+
+@settings(deadline=None)
+@given(B=st.integers(1, 3), H=sides, W=sides, C=sides, D=sides)
+def test_conv_3x3_inside(B: int, H: int, W: int, C: int, D: int) -> None:
+    x, weight, bias = array("x", B, H + 2, W + 2, C), array("w", D, 3, 3, C), array("b", D)
+    plain = mx.conv2d(x, weight) + bias
+    scale = np.array(mx.conv2d(mx.abs(x), mx.abs(weight)) + mx.abs(bias))
+    assert largest_error(kernels.conv_3x3_inside(x, weight, bias), plain, scale) <= TOLERANCE
 
 
 @settings(deadline=None)

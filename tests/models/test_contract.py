@@ -17,6 +17,7 @@ import mlx_depth
 from mlx_depth import DepthKind, ImageError, OptionError
 from mlx_depth.checkpoints.detect import detect
 from mlx_depth.errors import CheckpointError
+from mlx_depth.io.image import with_focal_length
 from mlx_depth.models.base import DepthOutputs, Evidence, Photo, PhotoOutputs, owner, to_photo
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.processor import Processor
@@ -149,9 +150,58 @@ def test_a_config_of_nobody_is_said() -> None:
 
 
 def test_an_output_that_has_no_place_is_an_error_not_a_loss() -> None:
-    outputs = DepthOutputs(mx.ones((1, 8, 8)), normals=mx.ones((1, 8, 8, 3)))
-    with pytest.raises(NotImplementedError, match=r"knows no normals: give the family a postprocess of its own"):
+    outputs = DepthOutputs(mx.ones((1, 8, 8)), points=mx.ones((1, 8, 8, 3)))
+    with pytest.raises(NotImplementedError, match=r"knows no points: give the family a postprocess of its own"):
         to_photo(outputs, Processor(), Photo((8, 8), (8, 8)))
+
+
+def test_mask_and_normals_come_to_the_photo_s_size() -> None:
+    share = mx.array([[[0.0, 1.0], [0.0, 1.0]]])
+    normals = mx.stack([share, mx.zeros((1, 2, 2)), share - 1], axis=-1)  # z on the left, x on the right
+    outputs = DepthOutputs(mx.full((1, 2, 2), 3.0), mask=share, normals=normals)
+    found = to_photo(outputs, Processor(), Photo((4, 5), (2, 2)))
+    depth, mask, grown = np.array(found.depth), np.array(found.mask), np.array(found.normals)
+    assert (mask.dtype, mask.tolist()) == (bool, [[False, False, False, True, True]] * 4)  # above a half
+    np.testing.assert_array_equal(depth, np.where(mask, np.float32(3), np.float32(np.inf)))
+    np.testing.assert_array_equal(grown[:, :3], 0)  # outside the mask
+    np.testing.assert_allclose(np.linalg.norm(grown[:, 3:], axis=-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(grown[0, 3], np.array([0.75, 0, -0.25]) / np.hypot(0.75, 0.25), rtol=1e-6)
+
+
+def test_mask_normals_and_a_focal_length_of_the_caller_s_reach_everything(
+    source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Photo] = []
+
+    def with_maps(_: object, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+        seen.append(photo)
+        mask = outputs.depth > mx.median(outputs.depth)
+        normals = mx.broadcast_to(mx.array([0.0, 0.0, -2.0]), (*mask.shape, 3))
+        return to_photo(outputs._replace(mask=mask, normals=normals), processor, photo)
+
+    monkeypatch.setitem(FAMILIES, "toy", dataclasses.replace(toy.TOY, postprocess=with_maps))
+    model = mlx_depth.load(source, dtype="float32")
+    result = model.predict(photo(48, 80), focal_length_px=70)
+    assert result.mask.dtype == bool
+    assert 0 < result.mask.sum() < result.mask.size
+    np.testing.assert_array_equal(np.isfinite(result.depth), result.mask)
+    np.testing.assert_array_equal(result.normals, np.where(result.mask[..., None], np.float32([0, 0, -1]), 0))
+    with np.load(result.save(tmp_path / "x.npz")) as stored:
+        np.testing.assert_array_equal(stored["mask"], result.mask)
+        np.testing.assert_array_equal(stored["normals"], result.normals)
+    model.predict(photo(48, 80))
+    assert [(photo.focal_length_px, photo.focal_length_given) for photo in seen] == [(70, True), (None, False)]
+
+
+def test_a_photo_that_is_all_masked_is_an_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(_: object, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+        return to_photo(outputs._replace(mask=mx.zeros(outputs.depth.shape)), processor, photo)
+
+    monkeypatch.setitem(
+        FAMILIES, "toy", dataclasses.replace(toy.TOY, postprocess=nothing, no_depth="its mask is empty")
+    )
+    with pytest.raises(ImageError, match=r"<array> has no depth: its mask is empty\."):
+        mlx_depth.load(source, dtype="float32").predict(photo(48, 80))
 
 
 def test_metres_that_need_a_focal_length_fail_for_that_photo_alone(
@@ -178,6 +228,79 @@ def test_metres_that_need_a_focal_length_fail_for_that_photo_alone(
     assert failed == [paths[0], paths[2]]
     with pytest.raises(ImageError, match="no focal length"):
         model.predict(paths[0])
+
+
+class Told(toy.Toy):
+    """Wants to know the proportions of a photo."""
+
+    conditions = ("aspect",)
+
+    def __call__(self, pixel_values: mx.array, aspect: mx.array | None = None) -> DepthOutputs:
+        assert aspect is not None
+        outputs = super().__call__(pixel_values)
+        return outputs._replace(depth=mx.ones_like(outputs.depth) * aspect[:, None, None])
+
+
+def test_a_network_is_told_of_its_photos_and_outputs_are_read_first(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def read_first(outputs: DepthOutputs) -> mx.array:
+        order.append("read")
+        return outputs.depth
+
+    def scaled(_: object, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
+        order.append("postprocess")
+        return to_photo(outputs._replace(depth=outputs.depth / outputs.depth.max().item()), processor, photo)
+
+    family = dataclasses.replace(
+        toy.TOY,
+        network=Told,
+        photo_conditions=lambda photos: {"aspect": mx.array([photo.size[1] / photo.size[0] for photo in photos])},
+        read_first=read_first,
+    )
+    monkeypatch.setitem(FAMILIES, "toy", family)
+    model = mlx_depth.load(source, dtype="float32")
+    results = list(model.predict_batch([photo(48, 80), photo(48, 81)], batch_size=2))
+    assert [result.depth[0, 0] for result in results] == [np.float32(80 / 48), np.float32(81 / 48)]
+    monkeypatch.setitem(FAMILIES, "toy", dataclasses.replace(family, postprocess=scaled))
+    assert next(iter(model.predict_batch([photo(48, 80)]))).depth[0, 0] == 1
+    assert order == ["read", "read", "postprocess"]
+
+
+class Asked(toy.Toy):
+    """Computes its confidence on request."""
+
+    def __call__(self, pixel_values: mx.array, *, confidence: bool = True) -> DepthOutputs:
+        outputs = super().__call__(pixel_values)
+        return outputs if confidence else outputs._replace(confidence=None)
+
+
+def test_photos_that_ask_for_different_outputs_share_no_batch(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The family says what a photo needs; a batch mixes none of it, and the order stays."""
+    asked: list[tuple[bool, int]] = []
+
+    class Counted(Asked):
+        def __call__(self, pixel_values: mx.array, *, confidence: bool = True) -> DepthOutputs:
+            asked.append((confidence, len(pixel_values)))
+            return super().__call__(pixel_values, confidence=confidence)
+
+    def options(_: object, photo: Photo) -> dict[str, bool]:
+        return {"confidence": photo.focal_length_px is None}
+
+    monkeypatch.setitem(FAMILIES, "toy", dataclasses.replace(toy.TOY, network=Counted, options=options))
+    monkeypatch.setattr("mlx_depth.runtime.forward.on_linux_cpu", lambda: False)  # which takes images one by one
+    model = mlx_depth.load(source, dtype="float32")
+    known = with_focal_length(mlx_depth.load_image(photo(40, 40)), 50)
+    unknown = mlx_depth.load_image(photo(40, 40))
+    results = list(model.predict_batch([known, unknown, known, unknown, unknown], batch_size=2))
+    assert [result.confidence is None for result in results] == [True, False, True, False, False]
+    assert sorted(asked) == [(False, 2), (True, 1), (True, 2)]
+    plain = model.predict(unknown)
+    for result in results:
+        np.testing.assert_allclose(result.depth, plain.depth, rtol=1e-5)
+    assert model.infer(model.processor(photo(40, 40))).confidence is not None
 
 
 class Views(toy.Toy):

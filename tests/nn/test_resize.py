@@ -133,12 +133,16 @@ def test_opencv_area(in_size, out_size):
     ],
 )
 @pytest.mark.parametrize("levels", [2, 256])
-def test_pillow_is_equal_bit_for_bit(in_size, out_size, levels):
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+def test_pillow_is_equal_bit_for_bit(in_size, out_size, levels, method):
     pixels = noise((*in_size, 3), levels) * np.uint8(255 // (levels - 1))
     # One axis at a time: the order that Pillow picks for both depends on its version.
-    reference = Image.fromarray(pixels).resize((out_size[1], in_size[0]), Image.Resampling.BICUBIC)
-    reference = reference.resize(out_size[::-1], Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.array(resize_pillow(mx.array(pixels)[None], out_size))[0], np.asarray(reference))
+    filter_of_pillow = Image.Resampling[method.upper()]
+    reference = Image.fromarray(pixels).resize((out_size[1], in_size[0]), filter_of_pillow)
+    reference = np.asarray(reference.resize(out_size[::-1], filter_of_pillow))
+    np.testing.assert_array_equal(
+        np.array(resize_pillow(mx.array(pixels)[None], out_size, method=method))[0], reference
+    )
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

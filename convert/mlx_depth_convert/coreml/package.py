@@ -25,6 +25,26 @@ from mlx_depth_convert.coreml.options import DEFAULT_SIZES, ExportOptions, SizeR
 
 Read = tuple[Checkpoint, str, str | None]  # what names it on any machine, empty for local files; the Hub's commit
 
+# Of coremltools' hundred passes those that find something in our graphs: the others look for what emitters never write.
+PASSES = frozenset(
+    f"common::{name}"
+    for name in (
+        "add_conv_transpose_output_shape",
+        "add_fp16_cast",
+        "cast_optimization",
+        "const_deduplication",
+        "const_elimination",
+        "dead_code_elimination",
+        "dedup_op_and_var_names",
+        "fuse_conv_bias",
+        "fuse_transpose_matmul",
+        "noop_elimination",
+        "reduce_transposes",
+        "remove_redundant_ops",
+        "topological_reorder",
+        "update_output_dtypes",
+    )
+)
 METADATA = "mlx_depth."  # prefix of our keys in the package's user-defined metadata
 _DATA = Path("Data/com.apple.CoreML")
 _MODEL_ITEM, _WEIGHTS_ITEM = "3F1B8A52-6C0D-5E7A-9B44-0D5C2E8F7A10", "C2A7D9E4-1B35-5F68-8E02-7A9F4B6C3D21"
@@ -156,6 +176,7 @@ def _convert(job: _Job, size: Size) -> Any:
             compute_precision=_precision(plan.precision, emitter.float32_prefixes),
             inputs=[ct.ImageType(name=IMAGE, shape=(1, 3, *size), color_layout=ct.colorlayout.RGB)],
             minimum_deployment_target=getattr(ct.target, plan.target),
+            pass_pipeline=_pipeline(ct),
             skip_model_load=True,
         )
     return model if plan.compress is None else compress_weights(model, plan.compress, emitter.float_prefixes)
@@ -167,6 +188,13 @@ def _precision(precision: str, float32_prefixes: tuple[str, ...]) -> Any:
     if precision == "float32":
         return ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=lambda op: not op.name.startswith(float32_prefixes))
+
+
+def _pipeline(ct: Any) -> Any:
+    """``PASSES`` in coremltools' order, as often as it runs them."""
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.remove_passes(set(pipeline.passes) - PASSES)
+    return pipeline
 
 
 def _emit(job: _Job, size: Size) -> tuple[Any, Emitter]:

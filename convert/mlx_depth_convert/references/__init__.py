@@ -2,7 +2,14 @@
 
 from mlx_depth.errors import OptionError
 from mlx_depth.registry import ModelSpec
-from mlx_depth_convert.references import depth_anything, depth_anything_3
+from mlx_depth_convert.references import (
+    depth_anything,
+    depth_anything_3,
+    depth_pro,
+    dpt,
+    moge,
+    prompt_depth_anything,
+)
 from mlx_depth_convert.references.base import Reference
 
 REFERENCES: dict[str, Reference] = {
@@ -10,6 +17,12 @@ REFERENCES: dict[str, Reference] = {
     "depth_anything_3": depth_anything_3.ANY_VIEW,
     "depth_anything_3_mono": depth_anything_3.MONO,
     "depth_anything_3_nested": depth_anything_3.NESTED,
+    "depth_pro": depth_pro.REFERENCE,
+    "prompt_depth_anything": prompt_depth_anything.REFERENCE,
+    "moge": moge.REFERENCE,
+    "dpt": dpt.PLAIN,
+    "dpt_hybrid": dpt.HYBRID,
+    "dpt_dinov2": dpt.METRIC,
 }
 NAMES = tuple(dict.fromkeys(reference.name for reference in REFERENCES.values()))
 

@@ -12,12 +12,13 @@ def _build(config: DepthAnythingConfig) -> Any:
     import transformers
 
     with torch.device("meta"):
-        network = transformers.DepthAnythingForDepthEstimation(_transformers_config(transformers, config))
+        network = transformers.DepthAnythingForDepthEstimation(transformers_config(transformers, config))
     network.head.max_depth = config.head.max_depth  # transformers' config takes whole metres alone
     return network
 
 
-def _transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
+def transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
+    """Our config as transformers writes it."""
     backbone, head = config.backbone, config.head
     return transformers.DepthAnythingConfig(
         backbone_config=transformers.Dinov2Config(

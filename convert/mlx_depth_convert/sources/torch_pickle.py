@@ -18,6 +18,7 @@ import numpy as np
 
 from mlx_depth.errors import CheckpointError
 from mlx_depth.weights import first_bytes
+from mlx_depth.weights.config_values import MAX_INTEGER
 from mlx_depth.weights.first_bytes import cause, check_regular
 from mlx_depth.weights.rules import listed
 from mlx_depth_convert.sources import LazyTensor, Part, Source
@@ -30,6 +31,7 @@ LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 32 << 20  # bytes; that of a 500-tensor model takes about 100 kB, arrays beside it lie in it whole
 MAX_DEPTH = 6  # dicts and lists around the tensors
 SHOWN = 20  # keys beside the tensors that are told
+MAX_FACTS = 10_000  # values of a dict beside the tensors that is handed on
 
 
 def read(path: Path) -> Source:
@@ -38,8 +40,8 @@ def read(path: Path) -> Source:
     Args:
         path: A file written by ``torch.save``: a state dict, or a dict or list that holds one at any key.
     Returns:
-        A part for each dict that holds tensors. Objects that are neither tensors nor plain containers are never made:
-        what lies in them is not found.
+        A part for each dict that holds tensors, and as metadata the dicts beside them that hold plain values alone.
+        Objects that are neither tensors nor plain containers are never made: what lies in them is not found.
     Raises:
         CheckpointError: If the file is damaged, or its tensors can be reached only by running what is in it.
     """
@@ -60,7 +62,7 @@ def read(path: Path) -> Source:
         raise
     if not parts:
         raise CheckpointError(cause(path, first_bytes.TORCH) or _without_tensors(path, root, machine))
-    return Source(parts)
+    return Source(parts, _facts(root))
 
 
 class _RefusedError(CheckpointError):
@@ -95,6 +97,36 @@ def _trees(root: Any) -> Iterator[tuple[str, dict[Any, Any], tuple[str, ...]]]:
             if type(node) is dict and any(_is_tensor(name, value) for name, value in node.items()):
                 yield key, node, _beside(node, way)
         level = deeper
+
+
+def _facts(root: Any) -> dict[str, Any]:
+    """The top-level dicts of plain values, such as the arguments of a model's class."""
+    if type(root) is not dict:
+        return {}
+    return {name: value for name, value in root.items() if type(name) is str and _is_plain_dict(value)}
+
+
+def _is_plain_dict(value: Any) -> bool:
+    """Whether it holds no more than names and plain values, and few: a pickle may repeat its parts without end."""
+    waiting: list[Any] = [value] if type(value) is dict else []
+    found = len(waiting)
+    while waiting and found <= MAX_FACTS:
+        node = waiting.pop()
+        if type(node) is dict:
+            inner = [*node, *node.values()]
+        elif type(node) in (list, tuple):
+            inner = list(node)
+        elif _is_plain(node):
+            inner = []
+        else:
+            return False
+        found += len(inner)
+        waiting += inner
+    return 0 < found <= MAX_FACTS
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) <= MAX_INTEGER)
 
 
 def _beside(node: Mapping[Any, Any], way: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:

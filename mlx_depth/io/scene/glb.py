@@ -79,7 +79,7 @@ def write_glb(
         for name, values in vertex_colors.items():
             meshes[name]["primitives"][0]["attributes"]["COLOR_0"] = _add_floats(buffers, tree, values)
 
-    return _write(path, scene, add_colors, _extras(facts, cameras), overwrite=overwrite)
+    return _write(path, _glb(scene, add_colors, _extras(facts, cameras)), overwrite=overwrite)
 
 
 def write_mesh_glb(
@@ -99,6 +99,48 @@ def write_mesh_glb(
 
     Args:
         path: The file; missing folders are made.
+        depth: As for ``mesh_glb``, like the others.
+        image: At any size.
+        intrinsics: In pixels of ``depth``.
+        extrinsics: World → camera.
+        edge_threshold: Where the mesh is cut.
+        normals: In the camera's axes.
+        max_vertices: At most so many.
+        facts: Stored in the file.
+        overwrite: Replace a file that exists.
+    Returns:
+        The path written.
+    Raises:
+        OptionError: As ``mesh_glb``.
+        SaveError: If the file exists or cannot be written, or trimesh is missing.
+    """
+    content = mesh_glb(
+        depth=depth,
+        image=image,
+        intrinsics=intrinsics,
+        extrinsics=extrinsics,
+        edge_threshold=edge_threshold,
+        normals=normals,
+        max_vertices=max_vertices,
+        facts=facts,
+    )
+    return _write(path, content, overwrite=overwrite)
+
+
+def mesh_glb(
+    *,
+    depth: npt.NDArray[np.float32],
+    image: npt.NDArray[np.uint8],
+    intrinsics: npt.NDArray[np.floating],
+    extrinsics: npt.NDArray[np.floating] | None = None,
+    edge_threshold: float,
+    normals: npt.NDArray[np.float32] | None = None,
+    max_vertices: int = MAX_VERTICES,
+    facts: Mapping[str, Any],
+) -> bytes:
+    """One view as a mesh with the photo on it, as a .glb file.
+
+    Args:
         depth: ``(H, W)``, along z, larger = farther; a pixel that is not finite or not positive is a hole.
         image: ``(H', W', 3)``, RGB; the same view at any size.
         intrinsics: ``(3, 3)``, in pixels of ``depth``, whose centers are at integers.
@@ -107,12 +149,11 @@ def write_mesh_glb(
         normals: ``(H, W, 3)``, in the camera's OpenCV axes, unit length. Default: none are written.
         max_vertices: Larger maps keep every second, third, … row and column.
         facts: JSON-ready; stored under ``asset.extras.mlx_depth``, beside ``frame`` and ``cameras``.
-        overwrite: Replace a file that exists.
     Returns:
-        The path written.
+        What the file holds.
     Raises:
         OptionError: If an array has another shape, a number is out of range, or no triangle is left.
-        SaveError: If the file exists or cannot be written, or trimesh is missing.
+        SaveError: If trimesh is missing.
 
     The frame is that of ``write_glb``. The material is double-sided and unlit: it looks like the photo, and normals
     serve programs that light it anew. Jumps are judged between neighboring pixels, also where pixels are left out.
@@ -148,8 +189,7 @@ def write_mesh_glb(
 
     scene = trimesh.Scene()
     scene.add_geometry(mesh, geom_name="view")
-    extras = _extras(facts, [camera])
-    return _write(path, scene, add_material, extras, include_normals=normals is not None, overwrite=overwrite)
+    return _glb(scene, add_material, _extras(facts, [camera]), include_normals=normals is not None)
 
 
 def _trimesh() -> ModuleType:
@@ -160,15 +200,7 @@ def _trimesh() -> ModuleType:
     return trimesh
 
 
-def _write(
-    path: str | os.PathLike[str],
-    scene: Any,
-    add: Hook,
-    extras: Mapping[str, Any],
-    *,
-    include_normals: bool = False,
-    overwrite: bool,
-) -> Path:
+def _glb(scene: Any, add: Hook, extras: Mapping[str, Any], *, include_normals: bool = False) -> bytes:
     """``add`` puts in what trimesh would write otherwise: colors as 8 bits, the photo at a JPEG quality of 75."""
     from trimesh.exchange.gltf import export_glb
 
@@ -178,8 +210,14 @@ def _write(
             material["extensions"] = {_UNLIT: {}}
         tree["extensionsUsed"] = [_UNLIT]
 
+    content: bytes = export_glb(
+        scene, include_normals=include_normals, buffer_postprocessor=add, tree_postprocessor=finish
+    )
+    return content
+
+
+def _write(path: str | os.PathLike[str], content: bytes, *, overwrite: bool) -> Path:
     path = Path(path)
-    content = export_glb(scene, include_normals=include_normals, buffer_postprocessor=add, tree_postprocessor=finish)
 
     def write(stream: BinaryIO) -> None:
         stream.write(content)

@@ -45,40 +45,9 @@ _MODEL_FIXED: dict[str, Any] = {
     "use_timm_backbone": False,
     "backbone_kwargs": None,
 }
-_BACKBONE_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "mlp_ratio": 4,
-    "image_size": 224,
-    "patch_size": 14,
-    "out_indices": None,
-    "use_swiglu_ffn": False,
-}
-_BACKBONE_COUNTS = {
-    "hidden_size": 1,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "mlp_ratio": 1,
-    "image_size": 1,
-    "patch_size": 1,
-    "out_indices": len(dpt.RESAMPLINGS),
-}
-_BACKBONE_FIXED: dict[str, Any] = {
-    "model_type": "dinov2",
-    "apply_layernorm": True,
-    "reshape_hidden_states": False,
-    "hidden_act": "gelu",
-    "layer_norm_eps": dinov2.LAYER_NORM_EPS,
-    "num_channels": 3,
-    "qkv_bias": True,
-}
-_NO_EFFECT = ("use_mask_token", "out_features", "stage_names", "layerscale_value", "initializer_range")
 _NO_EFFECT_ON_INFERENCE = (
-    *_NO_EFFECT,
-    "drop_path_rate",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
+    *("use_mask_token", "out_features", "stage_names", "layerscale_value", "initializer_range"),
+    *("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"),
 )
 
 
@@ -86,28 +55,9 @@ def _read_transformers_config(data: Mapping[str, Any]) -> DepthAnythingConfig:
     model = read_keys("config.json", data, _MODEL_DEFAULTS, _MODEL_FIXED, _NO_EFFECT_ON_INFERENCE)
     if not isinstance(model["backbone_config"], Mapping):
         raise CheckpointError("config.json has no backbone_config: take the one of the model's Hub page")
-    backbone = read_keys(
-        "backbone_config",
-        model["backbone_config"],
-        _BACKBONE_DEFAULTS,
-        _BACKBONE_FIXED,
-        _NO_EFFECT_ON_INFERENCE,
-    )
     check_counts("config.json", model, _MODEL_COUNTS)
-    check_counts("backbone_config", backbone, _BACKBONE_COUNTS)
-    if type(backbone["use_swiglu_ffn"]) is not bool:
-        raise CheckpointError("backbone_config: use_swiglu_ffn is neither true nor false: take the original file.")
     return DepthAnythingConfig(
-        DINOv2Config(
-            embed_dim=backbone["hidden_size"],
-            num_layers=backbone["num_hidden_layers"],
-            num_heads=backbone["num_attention_heads"],
-            out_layers=tuple(index - 1 for index in backbone["out_indices"]),
-            mlp_ratio=backbone["mlp_ratio"],
-            swiglu=backbone["use_swiglu_ffn"],
-            patch_size=backbone["patch_size"],
-            table_size=backbone["image_size"] // backbone["patch_size"],
-        ),
+        dinov2.read_transformers_config(model["backbone_config"], where="backbone_config", tapped=len(dpt.RESAMPLINGS)),
         DPTConfig(
             in_dim=model["reassemble_hidden_size"],
             features=model["fusion_hidden_size"],

@@ -228,6 +228,28 @@ def test_no_triangle_crosses_a_depth_edge(tmp_path):
     assert any(len({*faces} - {len(BOXES)}) > 1 for faces in surfaces_of(uncut))
 
 
+def test_the_cut_is_that_of_utils3d_with_fewer_holes(tmp_path):
+    """MoGe's exporter takes away every pixel beside a jump; here a side that jumps goes, and its two pixels stay."""
+    edge = require("reference", "utils3d").np.depth_map_edge
+    scene = boxes()
+    mesh, _ = mesh_of(tmp_path)
+    depth = np.where(scene.sky[0] == 1, np.nan, scene.depth[0])
+    kept = np.isfinite(depth) & ~edge(depth, rtol=0.1, mask=np.isfinite(depth))
+    corners = np.rint(pixels_of(mesh)[0]).astype(int)[mesh.faces]
+    ours = {tuple(sorted(map(tuple, triangle.tolist()))) for triangle in corners}
+    whole = kept[:-1, :-1] & kept[1:, :-1] & kept[:-1, 1:] & kept[1:, 1:]
+    squares = np.zeros(scene.size, int)
+    np.add.at(squares, tuple(corners.min(axis=1)[:, ::-1].T), 1)
+    assert (squares[:-1, :-1][whole] == 2).all()  # all that theirs keeps
+    beside = {triangle for triangle in ours if not all(kept[row, column] for column, row in triangle)}
+    assert beside
+    columns, rows = corners[..., 0], corners[..., 1]
+    seen = depth[rows, columns]
+    assert (seen.max(axis=1) / seen.min(axis=1)).max() <= 1.1 + 1e-6  # and no side of ours jumps
+    jumping = edge(depth, rtol=0.1, mask=np.isfinite(depth))
+    assert all(any(jumping[row, column] for column, row in triangle) for triangle in beside)
+
+
 def test_smooth_surfaces_are_whole(tmp_path):
     """Each square of pixels on the front of a box has its two triangles."""
     mesh, _ = mesh_of(tmp_path)

@@ -16,6 +16,12 @@ EMITTERS: dict[str, type[Emitter]] = {
 REFUSED = {  # family → why, and what to do instead
     "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "
     "depth-anything-3-metric-large, whose metres need the focal length, or depth-anything-3-large-1.1",
+    "depth_pro": "is three transformers, of 952 million parameters together, one of which sees 35 windows of a photo: "
+    "choose a depth-anything-v2-metric model",
+    "prompt_depth_anything": "takes distances beside the photo, for which a package has no input yet: choose "
+    "depth-anything-v2-metric-indoor-small",
+    "moge": "gives metres by a fit of the camera behind its network, which no package can hold: choose "
+    "depth-anything-v2-metric-indoor-small or depth-anything-v2-metric-outdoor-small",
 }
 
 

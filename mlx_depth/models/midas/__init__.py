@@ -1,0 +1,1 @@
+"""MiDaS 2.1 small; MiDaS 3.0 is in ``models/dpt``."""
