@@ -33,8 +33,8 @@ WIDE = (16, 2048)  # float16 has steps of half a pixel near the right end of the
 
 @pytest.fixture(scope="module")
 def wide_package(tmp_path_factory):
-    """Float16, as by default."""
-    return export_coreml(tiny_anydepth(), tmp_path_factory.mktemp("wide"), sizes=WIDE)
+    """Float16, and the layout of the Neural Engine."""
+    return export_coreml(tiny_anydepth(), tmp_path_factory.mktemp("wide"), sizes=WIDE, attention="batched")
 
 
 def test_float32_package_by_the_command_equals_the_mlx_network(tmp_path, capsys):
@@ -83,7 +83,7 @@ def test_positions_in_float16_fail(tmp_path, monkeypatch):
     """And a float32 operation that is none on purpose is named."""
     with monkeypatch.context() as patch:
         patch.setattr(AnyDepthEmitter, "float32_prefixes", ("sampled", "head_conv2"))
-        path = export_coreml(tiny_anydepth(), tmp_path, sizes=WIDE)
+        path = export_coreml(tiny_anydepth(), tmp_path, sizes=WIDE, attention="batched")
     faults = check_package(path, tiny_anydepth()).faults
     assert any("the error is" in fault for fault in faults)
     assert "main: head_conv2 computes in float32" in faults
