@@ -157,8 +157,9 @@ class DepthResult:
             raise OptionError("side-by-side needs the photo, which this result does not hold: use color instead.")
         return np.concatenate([self.image, self.colorize(cmap)], axis=1)
 
-    def point_map(self) -> npt.NDArray[np.float32]:
-        """Where each pixel lies in space, by its depth and the camera.
+    @property
+    def points(self) -> npt.NDArray[np.float32]:
+        """Where each pixel lies in space, by its depth and the camera, computed anew each time.
 
         Returns:
             ``(H, W, 3)``, float32, in the camera's axes (x right, y down, z forward) and the unit of the depth; NaN

@@ -305,17 +305,17 @@ def test_the_mask_outlives_a_change_of_kind():
     np.testing.assert_array_equal(masked.inverse().metric(1).depth, masked.depth)
 
 
-def test_point_map():
+def test_points():
     intrinsics = np.array([[2, 0, 1], [0, 4, 0], [0, 0, 1]], np.float32)
     fields = {"model": "m", "image_size": (2, 3), "input_size": (14, 14)}
     depth = np.array([[2, 2, 2], [8, np.inf, 4]], np.float32)
     result = DepthResult(depth, METRIC, camera=Camera(intrinsics), **fields)
     expected = [[[-1, 0, 2], [0, 0, 2], [1, 0, 2]], [[-4, 2, 8], [np.nan] * 3, [2, 1, 4]]]
-    np.testing.assert_array_equal(result.point_map(), np.array(expected, np.float32))
+    np.testing.assert_array_equal(result.points, np.array(expected, np.float32))
     with pytest.raises(OptionError, match=r"points need the camera, .*: give one with mlx_depth\.to_scene"):
-        DepthResult(depth, METRIC, **fields).point_map()
+        _ = DepthResult(depth, METRIC, **fields).points
     with pytest.raises(OptionError, match=r"points need depth, and this is inverse depth .*: make metres of it"):
-        result.inverse().point_map()
+        _ = result.inverse().points
 
 
 def test_fit_metric_reads_column_then_row_and_takes_arrays():

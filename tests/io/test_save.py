@@ -216,7 +216,7 @@ def test_mesh_file(tmp_path):
     trimesh = require("scene", "trimesh")
     path = full().save(tmp_path / "x.glb")
     mesh = trimesh.load(path, process=False).geometry["view"]
-    points = full().point_map().reshape(-1, 3)[1:]  # the first pixel has none
+    points = full().points.reshape(-1, 3)[1:]  # the first pixel has none
     np.testing.assert_allclose(np.asarray(mesh.vertices), points * [1, -1, -1], rtol=1e-6)
     np.testing.assert_allclose(np.asarray(mesh.vertex_normals), [[0.6, 0, 0.8]] * 34, atol=1e-6)
     assert len(mesh.faces) == 2 * 4 * 6 - 1

@@ -160,7 +160,7 @@ def check_photo(result: mlx_depth.DepthResult, expected: Mapping[str, np.ndarray
     np.testing.assert_array_equal(np.isinf(result.depth), ~result.mask)
     pairs = {
         "depth": (result.depth[both], expected["depth"][both]),
-        "points": (result.point_map()[both], expected["points"][both]),
+        "points": (result.points[both], expected["points"][both]),
         "normals": (result.normals[both], expected["normal"][both]),
     }
     for name, (found, reference) in pairs.items():
