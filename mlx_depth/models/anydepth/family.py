@@ -1,31 +1,16 @@
 """AnyDepth as a family."""
 
-from typing import Any
-
 import mlx.nn as nn
 
-from mlx_depth.errors import CheckpointError, OptionError
 from mlx_depth.heads.sdt import DOUBLINGS
+from mlx_depth.models import authors_alone
 from mlx_depth.models.anydepth.network import AnyDepth, AnyDepthConfig
 from mlx_depth.models.anydepth.weights import DIALECTS
 from mlx_depth.models.base import Family, Stage
-from mlx_depth.processor import Processor, Reference
+from mlx_depth.processor import Processor
 
 # The authors publish no rules for photos: DINOv3's normalization, and the short side brought to 512 pixels.
 PROCESSOR = Processor(input_size=512, multiple_of=16)
-
-
-def _follow(config: Any, processor: Processor, reference: Reference) -> tuple[Any, Processor]:
-    if reference != "original":
-        raise OptionError(f"{reference} has no AnyDepth: leave reference out, the rules are the authors'.")
-    return config, processor
-
-
-def _no_processor(_: Any) -> Processor:
-    raise CheckpointError(
-        "a preprocessor_config.json lies beside AnyDepth's weights, which have none: remove it, "
-        "or take the original checkpoint."
-    )
 
 
 def _quantizable(path: str, module: nn.Module) -> bool:
@@ -48,8 +33,8 @@ FAMILY = Family(
     network=AnyDepth,
     processor=PROCESSOR,
     dialects=DIALECTS,
-    read_processor=_no_processor,
-    follow=_follow,
+    read_processor=authors_alone.no_processor("AnyDepth"),
+    follow=authors_alone.follow("AnyDepth"),
     quantizable=_quantizable,
     stages=_stages,
 )

@@ -6,8 +6,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_depth.errors import CheckpointError, ImageError, OptionError
+from mlx_depth.errors import ImageError
 from mlx_depth.heads.dpt import RESAMPLINGS
+from mlx_depth.models import authors_alone
 from mlx_depth.models.base import DepthOutputs, Family, Photo, PhotoOutputs, Stage, to_photo
 from mlx_depth.models.depth_anything_3 import gguf, weights
 from mlx_depth.models.depth_anything_3.gaussians import world_gaussians
@@ -20,22 +21,9 @@ from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3Nested,
     DepthAnything3NestedConfig,
 )
-from mlx_depth.processor import Processor, Reference
+from mlx_depth.processor import Processor
 
 PROCESSOR = Processor(input_size=504, policy="long_side", resample="opencv_area")
-
-
-def _follow(config: Any, processor: Processor, reference: Reference) -> tuple[Any, Processor]:
-    if reference != "original":
-        raise OptionError(f"{reference} has no Depth Anything 3: leave reference out, the rules are the authors'.")
-    return config, processor
-
-
-def _no_processor(_: Any) -> Processor:
-    raise CheckpointError(
-        "a preprocessor_config.json lies beside Depth Anything 3's weights, which have none: remove it, "
-        "or take the original checkpoint."
-    )
 
 
 def _one_view(_: Any, outputs: DepthOutputs, processor: Processor, photo: Photo) -> PhotoOutputs:
@@ -133,8 +121,8 @@ ANY_VIEW = Family(
     network=DepthAnything3,
     processor=PROCESSOR,
     dialects={**weights.ANY_VIEW_DIALECTS, **gguf.ANY_VIEW_DIALECTS},
-    read_processor=_no_processor,
-    follow=_follow,
+    read_processor=authors_alone.no_processor("Depth Anything 3"),
+    follow=authors_alone.follow("Depth Anything 3"),
     published_name=weights.published_name,
     postprocess=_one_view,
     with_cameras=_any_view_with_cameras,

@@ -1,36 +1,23 @@
 """MoGe-2 as a family: from points that are known but for the camera to metres."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_depth.errors import CheckpointError, ImageError, OptionError
+from mlx_depth.errors import ImageError
 from mlx_depth.geometry.focal_shift import fit_focal_and_shift, fit_shift
 from mlx_depth.heads.conv_stack import LEVELS
+from mlx_depth.models import authors_alone
 from mlx_depth.models.base import VALID, DepthOutputs, Family, Photo, PhotoOutputs, Stage
 from mlx_depth.models.moge.network import MoGe, MoGeConfig, at_size, raw_maps, view_plane
 from mlx_depth.models.moge.weights import DIALECTS, published_name
 from mlx_depth.nn.resize import resize
-from mlx_depth.processor import Processor, Reference
+from mlx_depth.processor import Processor
 
 PROCESSOR = Processor(input_size=840, policy="area", resample="antialias")  # 3600 patches, upstream's finest level
 SAMPLES = (64, 64)  # of the maps, for the camera
-
-
-def _follow(config: MoGeConfig, processor: Processor, reference: Reference) -> tuple[MoGeConfig, Processor]:
-    if reference != "original":
-        raise OptionError(f"{reference} has no MoGe: leave reference out, the rules are the authors'.")
-    return config, processor
-
-
-def _no_processor(_: Any) -> Processor:
-    raise CheckpointError(
-        "a preprocessor_config.json lies beside MoGe's weights, which have none: remove it, or take the original "
-        "checkpoint."
-    )
 
 
 def _aspects(photos: Sequence[Photo]) -> dict[str, mx.array]:
@@ -101,8 +88,8 @@ FAMILY = Family(
     network=MoGe,
     processor=PROCESSOR,
     dialects=DIALECTS,
-    read_processor=_no_processor,
-    follow=_follow,
+    read_processor=authors_alone.no_processor("MoGe"),
+    follow=authors_alone.follow("MoGe"),
     published_name=published_name,
     photo_conditions=_aspects,
     read_first=lambda outputs: [outputs.raw, outputs.scale],
