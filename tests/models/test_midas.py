@@ -45,6 +45,7 @@ _HEAD = DPTConfig(32, 16, (8, 16, 24, 32), patch_size=16, readout="project", dou
 _HYBRID = {
     **{field.name: getattr(_VIT, field.name) for field in dataclasses.fields(_VIT)},
     "out_layers": (2, 3),
+    "raw_layers": (2, 3),
     "stem_channels": 32,
     "stage_channels": (128, 256, 512),
     "stage_depths": (1, 2, 1),
