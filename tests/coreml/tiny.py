@@ -81,7 +81,8 @@ def tiny_dpt(*, head: dict[str, Any] | None = None, **backbone: Any) -> Checkpoi
         replace(TINY.backbone, **{"position_rule": "size", "raw_layers": TINY.backbone.out_layers, **backbone}),
         replace(published, **{**sizes, **(head or {})}),
     )
-    return filled(ModelSpec("tiny-dpt", "dpt_dinov2", config, METRIC_PROCESSOR, license="Apache-2.0"))
+    processor = replace(METRIC_PROCESSOR, multiple_of=config.backbone.patch_size)
+    return filled(ModelSpec("tiny-dpt", "dpt_dinov2", config, processor, license="Apache-2.0"))
 
 
 @functools.lru_cache(maxsize=1)
