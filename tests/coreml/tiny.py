@@ -20,6 +20,8 @@ from mlx_depth.models.anydepth.family import PROCESSOR as ANYDEPTH
 from mlx_depth.models.anydepth.network import AnyDepthConfig
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.models.depth_anything_3.network import NORM_EPS, DepthAnything3Config, DepthAnything3MonoConfig
+from mlx_depth.models.dpt.family import METRIC_PROCESSOR
+from mlx_depth.models.dpt.network import DPTMetricConfig, dpt_dinov2_config
 from mlx_depth.models.families import FAMILIES
 from mlx_depth.processor import Processor
 from mlx_depth.registry import DEPTH_ANYTHING_3, MODELS, ModelSpec
@@ -69,6 +71,18 @@ def tiny_anydepth(**backbone: Any) -> Checkpoint:
         SDTConfig(in_dim=64, features=16, hidden_channels=8),
     )
     return filled(ModelSpec("tiny-anydepth", "anydepth", config, ANYDEPTH, license="Apache-2.0"))
+
+
+def tiny_dpt(*, head: dict[str, Any] | None = None, **backbone: Any) -> Checkpoint:
+    """DPT on DINOv2 of four layers; ``head`` and ``backbone`` replace fields of their configs."""
+    published = dpt_dinov2_config("small").head
+    sizes = {"in_dim": 64, "features": 16, "out_channels": (8, 16, 24, 32), "hidden_channels": 8}
+    config = DPTMetricConfig(
+        replace(TINY.backbone, **{"position_rule": "size", "raw_layers": TINY.backbone.out_layers, **backbone}),
+        replace(published, **{**sizes, **(head or {})}),
+    )
+    processor = replace(METRIC_PROCESSOR, multiple_of=config.backbone.patch_size)
+    return filled(ModelSpec("tiny-dpt", "dpt_dinov2", config, processor, license="Apache-2.0"))
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from mlx_depth.io.colormaps import colormap_table
 from mlx_depth.io.image import ImageSource, load_image
 from mlx_depth.models.base import DepthNetwork
 from mlx_depth.nn.resize import resize
+from mlx_depth.processor import resize_depth
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthResult
 from mlx_depth_convert.coreml import device
@@ -151,13 +152,15 @@ def expected_outputs(
         pixels: RGB uint8 ``(H, W, 3)`` at the network's size.
         output: One of ``options.OUTPUTS``.
     Returns:
-        ``(1, 1, H, W)`` by name: the depth in the unit of the output, and the family's extras as the network gives
-        them.
+        ``(1, 1, H, W)`` by name: the depth in the unit of the output, resized as for a photo of that size where the
+        network gives another, and the family's extras as the network gives them.
     """
     with mx.stream(mx.cpu):
         pixel_values = spec.processor(pixels, input_size=pixels.shape[:2])
         outputs = network(pixel_values[:, None]).first_view() if network.takes == "views" else network(pixel_values)
-        found = {name: np.array(outputs.present()[name]) for name in (DEPTH, *emitter_of(spec).extras)}
+        depth = resize_depth(outputs.depth, pixels.shape[:2], method=spec.processor.restore)
+        extras = {name: outputs.present()[name] for name in emitter_of(spec).extras}
+        found = {name: np.array(values) for name, values in ({DEPTH: depth} | extras).items()}
     if output == "normalized":
         found[DEPTH] = _nearness(found[DEPTH][0], spec)[None]
     return {name: values[:, None] for name, values in found.items()}

@@ -289,7 +289,8 @@ def depth_text(output: str, spec: ModelSpec) -> str:
             f"by the focal length in pixels of this image / {focal_length:g}."
         )
     if spec.depth_kind is DepthKind.METRIC:
-        return f"Depth in metres, larger = farther, at most {spec.config.max_depth:g}."
+        limit = "" if spec.config.max_depth is None else f", at most {spec.config.max_depth:g}"
+        return f"Depth in metres, larger = farther{limit}."
     return f"{spec.depth_kind.description.capitalize()}, comparable between the frames of a video."
 
 

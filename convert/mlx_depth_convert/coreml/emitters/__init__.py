@@ -6,12 +6,14 @@ from mlx_depth_convert.coreml.emitters.anydepth import AnyDepthEmitter
 from mlx_depth_convert.coreml.emitters.base import Emitter
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
 from mlx_depth_convert.coreml.emitters.depth_anything_3 import AnyViewEmitter, MonoEmitter
+from mlx_depth_convert.coreml.emitters.dpt import DPTMetricEmitter
 
 EMITTERS: dict[str, type[Emitter]] = {
     "depth_anything": DepthAnythingEmitter,
     "depth_anything_3": AnyViewEmitter,
     "depth_anything_3_mono": MonoEmitter,
     "anydepth": AnyDepthEmitter,
+    "dpt_dinov2": DPTMetricEmitter,
 }
 REFUSED = {  # family → why, and what to do instead
     "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "

@@ -89,17 +89,14 @@ class AnyDepthEmitter(ViTEmitter):
     def project(self, x: Var, level: int, share: np.float32) -> Var:
         """Patch tokens, each mixed with the class token, at the width of the fused map."""
         name = f"projection{level}"
-        patch, image, projection = fold.fold_readout(self.weights, level)
+        path = f"head.projections.{level}"
+        patch, image = fold.fold_readout(self.weights, f"{path}.readout")
+        projection = fold.linear(self.weights, f"{path}.projection")
         shared = self.linear(self.class_token(x, f"{name}_class"), image, f"{name}_image")
         x = self.linear(self.patches(x, f"{name}_patches"), patch, f"{name}_patch")
         x = self.mb.gelu(x=self.mb.add(x=x, y=shared, name=f"{name}_sum"), mode="EXACT", name=f"{name}_readout")
         x = self.mb.gelu(x=self.linear(x, projection, f"{name}_narrow"), mode="EXACT", name=name)
         return self.mb.mul(x=x, y=share, name=f"{name}_share")
-
-    def class_token(self, x: Var, name: str) -> Var:
-        end = list(x.shape)
-        end[self.token_axis] = 1
-        return self.mb.slice_by_index(x=x, begin=[0] * len(end), end=end, name=name)
 
     def refine(self, x: Var, path: str, name: str) -> Var:
         x = self.convolve(x, fold.convolution(self.weights, f"head.{path}"), name, pad=1)

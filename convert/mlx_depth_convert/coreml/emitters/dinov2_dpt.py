@@ -38,17 +38,20 @@ class DINOv2DPTEmitter(ViTEmitter):
         return self.mb.add(x=x, y=self.token_constant(positions), name="position_add")
 
     def transformer(self, x: Var, grid_size: Size) -> list[Var]:
-        """Tokens to the normalized tokens of the tapped layers."""
-        eps = fold.stream_eps(self.backbone.norm_eps)
+        """Tokens to those of the tapped layers."""
         tapped: list[Var] = []
         for index in range(max(self.backbone.out_layers) + 1):
             x = self.block(x, index)
             if index in self.backbone.out_layers:
-                tapped.append(self.norm(x, f"tap{len(tapped)}_norm", eps=eps))
+                tapped.append(self.hand_out(x, index, f"tap{len(tapped)}"))
         return tapped
 
+    def hand_out(self, x: Var, index: int, name: str) -> Var:
+        """The tokens of a tapped layer as the head takes them: normalized, and the affine is left to the head."""
+        return self.norm(x, f"{name}_norm", eps=fold.stream_eps(self.backbone.norm_eps))
+
     def decode(self, tapped: list[Var], grid_size: Size, name: str) -> list[Var]:
-        """Normalized tokens to depth and extras."""
+        """Tokens of the tapped layers to depth and extras."""
         fused = self.fuse([self.reassemble(x, level, grid_size) for level, x in enumerate(tapped)])
         patch = self.backbone.patch_size
         return self.activate(self.read_out(fused, (grid_size[0] * patch, grid_size[1] * patch)), name)
@@ -59,9 +62,7 @@ class DINOv2DPTEmitter(ViTEmitter):
 
     def reassemble(self, x: Var, level: int, grid_size: Size) -> Map:
         name, path = f"reassemble{level}", f"head.reassemble.{level}"
-        projection = fold.fold_projection(self.weights, level, self.head_norm)
-        x = self.to_map(self.patches(x, f"{name}_patches"), grid_size, name)
-        x = self.convolve(x, projection, f"{name}_projection")
+        x = self.project(x, level, grid_size, name)
         x = self.place(x, grid_size, name)
         resampling, (h, w) = RESAMPLINGS[level], grid_size
         if resampling in ("up4", "up2"):
@@ -78,6 +79,11 @@ class DINOv2DPTEmitter(ViTEmitter):
         adapt = fold.convolution(self.weights, f"{path}.adapt")
         return self.convolve(x, adapt, f"{name}_adapt", pad=1), (h, w)
 
+    def project(self, x: Var, level: int, grid_size: Size, name: str) -> Var:
+        """Tokens of a tapped layer to a map of the head's channels."""
+        x = self.to_map(self.patches(x, f"{name}_patches"), grid_size, name)
+        return self.convolve(x, fold.fold_projection(self.weights, level, self.head_norm), f"{name}_projection")
+
     def place(self, x: Var, size: Size, name: str) -> Var:
         """A map, told where its pixels are in the image; here it is not told."""
         return x
@@ -85,12 +91,11 @@ class DINOv2DPTEmitter(ViTEmitter):
     def fuse(self, maps: list[Map]) -> Map:
         """Merge maps, finest first, from coarse to fine."""
         levels = list(reversed(maps))
-        h, w = levels[-1][1]
-        sizes = [size for _, size in levels[1:]] + [(2 * h, 2 * w)]
         path, path_size = levels[0]
-        for level, size in enumerate(sizes):
+        for level, size in enumerate(self.path_sizes([size for _, size in levels])):
             if level > 0:
-                refined = self.residual_unit(levels[level][0], level, 1)
+                finer = self.grow(*levels[level], path_size, f"fusion{level}_finer", align_corners=False)
+                refined = self.residual_unit(finer, level, 1)
                 path = self.mb.add(x=path, y=refined, name=f"fusion{level}_add")
             path = self.residual_unit(path, level, 2)
             # Upstream grows before this 1×1 convolution; interpolation weights sum to one, so they commute.
@@ -100,6 +105,11 @@ class DINOv2DPTEmitter(ViTEmitter):
             path, path_size = self.grow(path, path_size, size, f"fusion{level}"), size
         return path, path_size
 
+    def path_sizes(self, sizes: list[Size]) -> list[Size]:
+        """The size of the path after each fusion, given those of the maps, coarsest first."""
+        h, w = sizes[-1]
+        return [*sizes[1:], (2 * h, 2 * w)]
+
     def residual_unit(self, x: Var, level: int, unit: int) -> Var:
         name, path = f"fusion{level}_unit{unit}", f"head.fusion.{level}.residual_conv_unit{unit}"
         y = x
@@ -108,7 +118,7 @@ class DINOv2DPTEmitter(ViTEmitter):
             y = self.convolve(y, fold.convolution(self.weights, f"{path}.{conv}"), f"{name}_{conv}", pad=1)
         return self.mb.add(x=x, y=y, name=name)
 
-    def grow(self, x: Var, size: Size, to: Size, name: str) -> Var:
+    def grow(self, x: Var, size: Size, to: Size, name: str, *, align_corners: bool = True) -> Var:
         if size == to:
             return x
         factors = [(wanted + FLOOR_MARGIN) / side for wanted, side in zip(to, size, strict=True)]
@@ -116,7 +126,7 @@ class DINOv2DPTEmitter(ViTEmitter):
             x=x,
             scale_factor_height=np.float32(factors[0]),
             scale_factor_width=np.float32(factors[1]),
-            align_corners=True,
+            align_corners=align_corners,
             name=f"{name}_grown",
         )
 

@@ -16,7 +16,7 @@ from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.nn.position import resize_position_table
 from mlx_depth.nn.rope import Rotation
 from mlx_depth.nn.uv_position import uv_position
-from mlx_depth.processor import Processor
+from mlx_depth.processor import DepthMethod, Processor, resize_depth
 from mlx_depth_convert.coreml.emitters.base import Affine, Array, Layer, Size, Weights
 
 Wide = npt.NDArray[np.float64]
@@ -143,24 +143,29 @@ def fold_block(config: DINOv2Config | DINOv3Config, weights: Weights, index: int
     )
 
 
-def fold_projection(weights: Weights, level: int, norm: str) -> Layer:
-    """The projection that reads a tapped layer, with the affine of the LayerNorm before it: ``(O, I, 1, 1)``."""
+def fold_projection(weights: Weights, level: int, norm: str | None) -> Layer:
+    """The projection that reads a tapped layer, ``(O, I, 1, 1)``.
+
+    Args:
+        weights: The checkpoint's.
+        level: Which of the tapped layers.
+        norm: The LayerNorm before it, whose affine it takes; None: its tokens are on the scaled stream.
+    """
     path = f"head.reassemble.{level}.projection"
     kernel = _wide(weights[f"{path}.weight"])[:, 0, 0, :]  # O11I → OI
-    folded = _affine(weights, norm, kernel, _wide(weights[f"{path}.bias"]))
-    return _layer(folded[0][:, :, None, None], folded[1])
+    bias = _wide(weights[f"{path}.bias"])
+    kernel, bias = (kernel / STREAM_SCALE, bias) if norm is None else _affine(weights, norm, kernel, bias)
+    return _layer(kernel[:, :, None, None], bias)
 
 
-def fold_readout(weights: Weights, level: int) -> tuple[Layer, Layer, Layer]:
-    """What an SDT head makes of a tapped layer, whose tokens are on the scaled stream.
+def fold_readout(weights: Weights, path: str) -> tuple[Layer, Layer]:
+    """A linear layer of patch tokens beside the class token, all on the scaled stream.
 
     Returns:
-        The layers for the patch tokens and for the class token, whose results are added, and the projection.
+        The layers for the patch tokens and for the class token, whose results are added.
     """
-    path = f"head.projections.{level}"
-    patch, image = np.split(_wide(weights[f"{path}.readout.weight"]) / STREAM_SCALE, 2, axis=1)
-    narrow = _layer(_wide(weights[f"{path}.projection.weight"]), None)
-    return _layer(patch, None), _layer(image, _bias(weights, f"{path}.readout")), narrow
+    patch, image = np.split(_wide(weights[f"{path}.weight"]) / STREAM_SCALE, 2, axis=1)
+    return _layer(patch, None), _layer(image, _bias(weights, path))
 
 
 def fold_shares(weights: Weights) -> Array:
@@ -185,6 +190,20 @@ def fold_pixel_centers(size: Size) -> tuple[Array, Array]:
     down, across = (np.repeat((2 * np.arange(side) + 1) / side - 1, 2) for side in size)
     rows, columns = np.stack([0 * down, down], axis=-1), np.stack([across, 0 * across], axis=-1)
     return rows[None, :, None].astype(np.float32), columns[None, None].astype(np.float32)
+
+
+def fold_resize(size: Size, to: Size, method: DepthMethod) -> tuple[Array, Array]:
+    """``resize_depth`` as two products, rows · depth · columns: ``(1, 1, H, h)`` and ``(1, 1, w, W)``."""
+    rows, columns = (
+        np.array(resize_depth(mx.eye(side)[None], (wanted, side), method=method)[0])
+        for side, wanted in zip(size, to, strict=True)
+    )
+    return rows[None, None], np.ascontiguousarray(columns.T)[None, None]
+
+
+def linear(weights: Weights, path: str) -> Layer:
+    """A linear layer as it is."""
+    return _layer(_wide(weights[f"{path}.weight"]), _bias(weights, path))
 
 
 def convolution(weights: Weights, path: str) -> Layer:
