@@ -96,11 +96,6 @@ class AnyDepthEmitter(ViTEmitter):
         x = self.mb.gelu(x=self.linear(x, projection, f"{name}_narrow"), mode="EXACT", name=name)
         return self.mb.mul(x=x, y=share, name=f"{name}_share")
 
-    def class_token(self, x: Var, name: str) -> Var:
-        end = list(x.shape)
-        end[self.token_axis] = 1
-        return self.mb.slice_by_index(x=x, begin=[0] * len(end), end=end, name=name)
-
     def refine(self, x: Var, path: str, name: str) -> Var:
         x = self.convolve(x, fold.convolution(self.weights, f"head.{path}"), name, pad=1)
         return self.mb.relu(x=x, name=f"{name}_relu")

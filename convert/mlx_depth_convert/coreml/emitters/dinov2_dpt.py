@@ -4,48 +4,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2Config
 from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
 from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import Layer, Size, Var
-from mlx_depth_convert.coreml.emitters.vit import ViTEmitter
+from mlx_depth_convert.coreml.emitters.dinov2 import DINOv2Emitter
 
 Map = tuple[Var, Size]  # (1, C, h, w) and its (h, w)
 
 FLOOR_MARGIN = 1e-4  # Core ML floors size × factor, which must not fall one pixel short
 
 
-class DINOv2DPTEmitter(ViTEmitter):
+class DINOv2DPTEmitter(DINOv2Emitter):
     """What the families share; each says how its last values become maps."""
 
-    float_prefixes: ClassVar[tuple[str, ...]] = (*ViTEmitter.float_prefixes, "position_add")
     head_norm: ClassVar[str] = "backbone.norm"
     """The LayerNorm whose affine the head's projections take."""
-
-    @property
-    def backbone(self) -> DINOv2Config:
-        backbone: DINOv2Config = self.spec.config.backbone
-        return backbone
-
-    @property
-    def block_eps(self) -> float:
-        """The same for all."""
-        return LAYER_NORM_EPS
-
-    def positioned(self, x: Var, grid_size: Size) -> Var:
-        """Add the position table."""
-        positions = fold.fold_positions(self.backbone, self.weights, grid_size)
-        return self.mb.add(x=x, y=self.token_constant(positions), name="position_add")
-
-    def transformer(self, x: Var, grid_size: Size) -> list[Var]:
-        """Tokens to the normalized tokens of the tapped layers."""
-        eps = fold.stream_eps(self.backbone.norm_eps)
-        tapped: list[Var] = []
-        for index in range(max(self.backbone.out_layers) + 1):
-            x = self.block(x, index)
-            if index in self.backbone.out_layers:
-                tapped.append(self.norm(x, f"tap{len(tapped)}_norm", eps=eps))
-        return tapped
 
     def decode(self, tapped: list[Var], grid_size: Size, name: str) -> list[Var]:
         """Normalized tokens to depth and extras."""
@@ -59,7 +32,7 @@ class DINOv2DPTEmitter(ViTEmitter):
 
     def reassemble(self, x: Var, level: int, grid_size: Size) -> Map:
         name, path = f"reassemble{level}", f"head.reassemble.{level}"
-        projection = fold.fold_projection(self.weights, level, self.head_norm)
+        projection = fold.fold_projection(self.weights, f"{path}.projection", self.head_norm)
         x = self.to_map(self.patches(x, f"{name}_patches"), grid_size, name)
         x = self.convolve(x, projection, f"{name}_projection")
         x = self.place(x, grid_size, name)

@@ -143,9 +143,8 @@ def fold_block(config: DINOv2Config | DINOv3Config, weights: Weights, index: int
     )
 
 
-def fold_projection(weights: Weights, level: int, norm: str) -> Layer:
+def fold_projection(weights: Weights, path: str, norm: str) -> Layer:
     """The projection that reads a tapped layer, with the affine of the LayerNorm before it: ``(O, I, 1, 1)``."""
-    path = f"head.reassemble.{level}.projection"
     kernel = _wide(weights[f"{path}.weight"])[:, 0, 0, :]  # O11I → OI
     folded = _affine(weights, norm, kernel, _wide(weights[f"{path}.bias"]))
     return _layer(folded[0][:, :, None, None], folded[1])

@@ -202,6 +202,12 @@ class ViTEmitter(Emitter):
         begin[self.token_axis] = 1 + self.backbone.num_register_tokens
         return self.mb.slice_by_index(x=x, begin=begin, end=[0] * len(begin), end_mask=[True] * len(begin), name=name)
 
+    def class_token(self, x: Var, name: str) -> Var:
+        """The first token alone."""
+        end = list(x.shape)
+        end[self.token_axis] = 1
+        return self.mb.slice_by_index(x=x, begin=[0] * len(end), end=end, name=name)
+
     def norm(self, x: Var, name: str, *, eps: float, affine: Affine | None = None) -> Var:
         gain = {} if affine is None else {"gamma": affine.gamma, "beta": affine.beta}
         return self.mb.layer_norm(x=x, axes=[self.channel_axis(x)], epsilon=np.float32(eps), name=name, **gain)
