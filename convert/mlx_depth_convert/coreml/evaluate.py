@@ -27,14 +27,13 @@ class Program:
     description: Any  # protobuf ModelDescription
     functions: dict[str, Any]  # coremltools' Function
 
-    def interface(self, function: str) -> dict[str, tuple[str, int, int]]:
-        """Feature → color space, height and width of its image: what an app sees, which the graph does not say."""
+    def interface(self, function: str) -> dict[str, tuple[str | int, ...]]:
+        """What an app sees, which the graph does not say.
+
+        By feature: of an image the color space, height and width, of an array the type and the shape, if it says one.
+        """
         described = {item.name: item for item in self.description.functions} or {function: self.description}
-        found = {}
-        for feature in (*described[function].input, *described[function].output):
-            image = feature.type.imageType
-            found[feature.name] = (image.ColorSpace.Name(image.colorSpace), image.height, image.width)
-        return found
+        return {item.name: _declared(item.type) for item in (*described[function].input, *described[function].output)}
 
     def facts(self, prefix: str) -> dict[str, str]:
         """The user-defined metadata whose keys begin with ``prefix``, without it."""
@@ -59,6 +58,14 @@ class Structure:
     kept: list[str]  # names of those that do so on purpose
     largest_rank: int
     largest_side: int
+
+
+def _declared(feature: Any) -> tuple[str | int, ...]:
+    if feature.WhichOneof("Type") == "multiArrayType":
+        array = feature.multiArrayType
+        return (array.ArrayDataType.Name(array.dataType), *array.shape)
+    image = feature.imageType
+    return (image.ColorSpace.Name(image.colorSpace), image.height, image.width)
 
 
 def read_package(path: Path) -> Program:
