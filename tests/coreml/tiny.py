@@ -13,6 +13,7 @@ from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.checkpoints.checkpoint import Checkpoint
+from mlx_depth.heads.conv_stack import ConvStackConfig
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.heads.sdt import SDTConfig
@@ -21,6 +22,8 @@ from mlx_depth.models.anydepth.network import AnyDepthConfig
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
 from mlx_depth.models.depth_anything_3.network import NORM_EPS, DepthAnything3Config, DepthAnything3MonoConfig
 from mlx_depth.models.families import FAMILIES
+from mlx_depth.models.moge.family import PROCESSOR as MOGE
+from mlx_depth.models.moge.network import MoGeConfig
 from mlx_depth.processor import Processor
 from mlx_depth.registry import DEPTH_ANYTHING_3, MODELS, ModelSpec
 
@@ -69,6 +72,22 @@ def tiny_anydepth(**backbone: Any) -> Checkpoint:
         SDTConfig(in_dim=64, features=16, hidden_channels=8),
     )
     return filled(ModelSpec("tiny-anydepth", "anydepth", config, ANYDEPTH, license="Apache-2.0"))
+
+
+def tiny_moge(*, normals: bool = True) -> Checkpoint:
+    """MoGe-2 of four layers, two of them tapped, whose mask leaves part of the picture out."""
+    channels = (24, 16, 16, 8, 8)
+    config = MoGeConfig(
+        replace(TINY.backbone, out_layers=(1, 3)),
+        neck=ConvStackConfig(channels, (0, 2, 1, 1, 0)),
+        heads=ConvStackConfig(channels, (0, 1, 1, 1, 0)),
+        normals=normals,
+    )
+    moge = filled(ModelSpec("tiny-moge", "moge", config, MOGE, license="MIT"))
+    if not normals:
+        return moge
+    facing = np.array([0, 0, -4], np.float32)  # as surfaces that one sees; near 0, a vector's direction is noise
+    return changed(moge, normals_head__read_out__bias=facing)
 
 
 @functools.lru_cache(maxsize=1)

@@ -314,6 +314,14 @@ def _interpolate(x: Array, axis: int, size: int, align_corners: bool) -> Array:
     return y
 
 
+def _pad(v: Values) -> Array:
+    if v["mode"] != "replicate":
+        raise CheckpointError(f"a map is padded by the mode {v['mode']}, which the evaluator does not know.")
+    amounts = np.asarray(v["pad"]).reshape(-1, 2)  # of the last axes
+    padded: Array = np.pad(v["x"], [(0, 0)] * (v["x"].ndim - len(amounts)) + amounts.tolist(), mode="edge")
+    return padded
+
+
 def _pixel_shuffle(v: Values) -> Array:
     factor = int(v["upscale_factor"])
     B, C, H, W = v["x"].shape
@@ -369,6 +377,7 @@ def _slice(v: Values) -> Array:
 
 
 HANDLERS: dict[str, Callable[[Values], Any]] = {
+    "abs": lambda v: np.abs(v["x"]),
     "add": lambda v: v["x"] + v["y"],
     "cast": lambda v: v["x"],  # types round results in run_function
     "clip": lambda v: np.clip(v["x"], v["alpha"], v["beta"]),
@@ -382,8 +391,10 @@ HANDLERS: dict[str, Callable[[Values], Any]] = {
     "matmul": _matmul,
     "maximum": lambda v: np.maximum(v["x"], v["y"]),
     "mul": lambda v: v["x"] * v["y"],
+    "pad": _pad,
     "pixel_shuffle": _pixel_shuffle,
     "real_div": lambda v: v["x"] / v["y"],
+    "reduce_l2_norm": lambda v: np.sqrt((v["x"] * v["x"]).sum(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"]))),
     "reduce_max": lambda v: v["x"].max(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
     "reduce_min": lambda v: v["x"].min(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
     "relu": lambda v: np.maximum(v["x"], np.float32(0)),
