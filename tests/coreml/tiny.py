@@ -75,10 +75,10 @@ def tiny_anydepth(**backbone: Any) -> Checkpoint:
 
 
 def tiny_moge(*, normals: bool = True) -> Checkpoint:
-    """MoGe-2 of four layers, two of them tapped, whose mask leaves part of the picture out."""
+    """MoGe-2 of three layers, two of them tapped, whose mask leaves part of the picture out."""
     channels = (24, 16, 16, 8, 8)
     config = MoGeConfig(
-        replace(TINY.backbone, out_layers=(1, 3)),
+        replace(TINY.backbone, num_layers=3, out_layers=(0, 2)),
         neck=ConvStackConfig(channels, (0, 2, 1, 1, 0)),
         heads=ConvStackConfig(channels, (0, 1, 1, 1, 0)),
         normals=normals,
