@@ -41,7 +41,7 @@ def add_verbs(verbs: Any) -> None:
     add("--precision", choices=PRECISIONS, default="float16", help="of the computation (default: float16)")
     add("--target", choices=TARGETS, help="oldest system that runs it (default: the oldest that the options allow)")
     add("--attention", choices=ATTENTIONS, default="auto", help="form of the attention (default: auto)")
-    add("--output", choices=OUTPUTS, help="default: metric for metric models, else normalized")
+    add("--output", choices=OUTPUTS, help="default: metric for metric models, raw for MoGe-2, else normalized")
     add("--cmap", metavar="NAME", help=f"one more, colored output: {', '.join(COLORMAPS)}")
     add("--compress", choices=COMPRESSIONS, help="compress the weights")
     add("--layout", choices=LAYOUTS, default="ane", help="for the Neural Engine or the GPU (default: ane)")

@@ -107,6 +107,21 @@ def test_bilinear_growth(align_corners, size):
     assert relative_error(ours, nchw(theirs)) < 1e-6
 
 
+@pytest.mark.parametrize("factor", [2, 7 / 8])
+def test_resizes_by_an_exact_factor(factor):
+    x = seeded("x", (1, 3, 16, 48))
+    to = (int(16 * factor), int(48 * factor))
+    factors = {f"scale_factor_{side}": np.float32(factor) for side in ("height", "width")}
+    ours = run("upsample_bilinear", x=x, align_corners=False, **factors)
+    assert relative_error(ours, nchw(resize(nhwc(x), to, method="bilinear"))) < 1e-6
+
+
+def test_edges_that_go_on():
+    x = seeded("x", (1, 3, 4, 5))
+    ours = run("pad", x=x, pad=np.array([1, 1, 2, 0]), mode="replicate")
+    assert np.array_equal(ours, np.array(mx.pad(mx.array(x), [(0, 0), (0, 0), (1, 1), (2, 0)], mode="edge")))
+
+
 def test_normalization_activations_and_attention():
     x = seeded("x", (1, 5, 16))
     array = mx.array(x)
@@ -147,6 +162,7 @@ def test_slices_and_matrix_products():
         ("resample", {**READING, "align_corners": True}),
         ("resample", {**READING, "padding_mode": "constant"}),
         ("conv_transpose", {"weight": np.ones((1, 1, 3, 3)), "x": np.ones((1, 1, 2, 2)), "strides": (2, 2), "pad": []}),
+        ("pad", {"x": np.ones((1, 1, 2, 2)), "pad": np.ones(4, int), "mode": "reflect"}),
         ("gelu", {"mode": "TANH_APPROXIMATION"}),
     ],
 )

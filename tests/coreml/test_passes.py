@@ -2,7 +2,7 @@
 
 import pytest
 from coreml.quick import digest, validated_once
-from coreml.tiny import SIZE, tiny, tiny_any_view, tiny_anydepth, tiny_dpt, tiny_mono
+from coreml.tiny import SIZE, tiny, tiny_any_view, tiny_anydepth, tiny_dpt, tiny_moge, tiny_mono
 from mlx_depth_convert.coreml import export_coreml, package
 from support import require
 
@@ -16,6 +16,7 @@ CASES = {
     "views, gpu, float32, sdpa": (tiny_any_view(), {"layout": "gpu", "precision": "float32", "attention": "sdpa"}),
     "single, int8": (tiny_mono(metric=True), {"compress": "int8"}),
     "doubled": (tiny_dpt(), {}),
+    "points": (tiny_moge(), {"layout": "gpu"}),
     "sampled": (tiny_anydepth(), {"sizes": (48, 64)}),
     "sampled, gpu, float32": (tiny_anydepth(swiglu=True), {"sizes": (48, 64), "layout": "gpu", "precision": "float32"}),
 }

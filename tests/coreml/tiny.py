@@ -13,6 +13,7 @@ from mlx_depth.backbones.any_view import AnyViewConfig
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.backbones.dinov3 import DINOv3Config
 from mlx_depth.checkpoints.checkpoint import Checkpoint
+from mlx_depth.heads.conv_stack import ConvStackConfig
 from mlx_depth.heads.dpt import DPTConfig
 from mlx_depth.heads.dual_dpt import DualDPTConfig
 from mlx_depth.heads.sdt import SDTConfig
@@ -23,6 +24,8 @@ from mlx_depth.models.depth_anything_3.network import NORM_EPS, DepthAnything3Co
 from mlx_depth.models.dpt.family import METRIC_PROCESSOR
 from mlx_depth.models.dpt.network import DPTMetricConfig, dpt_dinov2_config
 from mlx_depth.models.families import FAMILIES
+from mlx_depth.models.moge.family import PROCESSOR as MOGE
+from mlx_depth.models.moge.network import MoGeConfig
 from mlx_depth.processor import Processor
 from mlx_depth.registry import DEPTH_ANYTHING_3, MODELS, ModelSpec
 
@@ -83,6 +86,22 @@ def tiny_dpt(*, head: dict[str, Any] | None = None, **backbone: Any) -> Checkpoi
     )
     processor = replace(METRIC_PROCESSOR, multiple_of=config.backbone.patch_size)
     return filled(ModelSpec("tiny-dpt", "dpt_dinov2", config, processor, license="Apache-2.0"))
+
+
+def tiny_moge(*, normals: bool = True) -> Checkpoint:
+    """MoGe-2 of three layers, two of them tapped, whose mask leaves part of the picture out."""
+    channels = (24, 16, 16, 8, 8)
+    config = MoGeConfig(
+        replace(TINY.backbone, num_layers=3, out_layers=(0, 2)),
+        neck=ConvStackConfig(channels, (0, 2, 1, 1, 0)),
+        heads=ConvStackConfig(channels, (0, 1, 1, 1, 0)),
+        normals=normals,
+    )
+    moge = filled(ModelSpec("tiny-moge", "moge", config, MOGE, license="MIT"))
+    if not normals:
+        return moge
+    facing = np.array([0, 0, -4], np.float32)  # as surfaces that one sees; near 0, a vector's direction is noise
+    return changed(moge, normals_head__read_out__bias=facing)
 
 
 @functools.lru_cache(maxsize=1)

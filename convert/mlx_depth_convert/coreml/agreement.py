@@ -11,7 +11,8 @@ from mlx_depth.models.depth_anything_3.metric import LEAST_SKY
 from mlx_depth_convert.coreml.names import COLORS, DEPTH, SKY
 from mlx_depth_convert.difference import Difference, Gate, measure
 
-Outputs = Mapping[str, npt.NDArray[np.float32]]  # by name: depth and extras (1, 1, H, W), perhaps colors (1, 3, H, W)
+# By name: depth (1, 1, H, W), extras (1, C, H, W) or (1,), perhaps colors (1, 3, H, W)
+Outputs = Mapping[str, npt.NDArray[np.float32]]
 
 MAX_COLOR_ERROR = 1.0  # mean, of 255
 
@@ -35,12 +36,14 @@ class Agreement:
             a color map.
         extras: Difference of each output beside depth and colors.
         absent: Those extras that the picture does not show, as sky in a room: judged by their error as a share of 1.
+        numbers: Those extras that are one for all pixels, and so correlate with nothing: judged by their error.
     """
 
     depth: Difference
     color_error: float | None = None
     extras: Mapping[str, Difference] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
     @property
     def error(self) -> float:
@@ -54,18 +57,22 @@ class Agreement:
 
     def __str__(self) -> str:
         texts = [_text(self.depth)]
-        texts += [
-            f"{name} error {found.max_abs:.2e}, none in the picture"
-            if name in self.absent
-            else f"{name} {_text(found)}"
-            for name, found in self.extras.items()
-        ]
+        texts += [self._extra_text(name, found) for name, found in self.extras.items()]
         return "  ".join(texts if self.color_error is None else [*texts, f"colors {self.color_error:.2f} of 255"])
+
+    def _extra_text(self, name: str, found: Difference) -> str:
+        if name in self.absent:
+            return f"{name} error {found.max_abs:.2e}, none in the picture"
+        return f"{name} error {found.relative:.2e}" if name in self.numbers else f"{name} {_text(found)}"
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``."""
         extras = {
-            name: {"error": found.relative, "correlation": found.correlation, "absent": name in self.absent}
+            name: {
+                "error": found.relative,
+                "correlation": None if name in self.numbers else found.correlation,
+                "absent": name in self.absent,
+            }
             for name, found in self.extras.items()
         }
         return {
@@ -79,15 +86,9 @@ class Agreement:
         """What the gate refuses, in words; NaN is refused."""
         found = gate.faults(self.depth)
         for name, extra in self.extras.items():
-            absent = name in self.absent
-            judged, limits = (
-                (replace(extra, relative=extra.max_abs), replace(gate, correlation=-1.0))
-                if absent
-                else (
-                    extra,
-                    gate,
-                )
-            )
+            judged = replace(extra, relative=extra.max_abs) if name in self.absent else extra
+            alone = name in self.absent or name in self.numbers  # nothing to correlate with
+            limits = replace(gate, correlation=-1.0) if alone else gate
             found += [f"{name}: {fault}" for fault in limits.faults(judged)]
         if self.color_error is not None and not self.color_error <= MAX_COLOR_ERROR:
             found.append(f"the colors are {self.color_error:.2g} of 255 off, above {MAX_COLOR_ERROR:g}")
@@ -105,7 +106,8 @@ def compare(outputs: Outputs, expected: Outputs) -> Agreement:
     color_error = float(np.abs(outputs[COLORS] - expected[COLORS]).mean()) if painted else None
     no_sky = SKY in expected and float(expected[SKY].max()) < LEAST_SKY
     depth = differences.pop(DEPTH)
-    return Agreement(depth, color_error, differences, (SKY,) if no_sky else ())
+    numbers = tuple(name for name in differences if expected[name].size == 1)
+    return Agreement(depth, color_error, differences, (SKY,) if no_sky else (), numbers)
 
 
 def _text(found: Difference) -> str:

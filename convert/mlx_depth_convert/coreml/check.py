@@ -20,11 +20,13 @@ from mlx_depth_convert.coreml import device
 from mlx_depth_convert.coreml.agreement import Agreement, Outputs, compare
 from mlx_depth_convert.coreml.emitters import emitter_of
 from mlx_depth_convert.coreml.evaluate import Program, read_package, read_structure, run_function
-from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE
+from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE, is_image
 from mlx_depth_convert.coreml.options import FLOAT16_LIMIT
 from mlx_depth_convert.coreml.package import METADATA
 from mlx_depth_convert.coreml.report import FunctionReport, PackageReport
 from mlx_depth_convert.pictures import generated_picture
+
+Declaration = tuple[str | int, ...]  # of an image or array, as ``Program.interface`` gives it
 
 
 def check_package(
@@ -102,8 +104,10 @@ def _check_function(
     exact = run_function(function, pixels, float16=False)
     rounded = run_function(function, pixels, float16=True) if facts["precision"] == "float16" else None
     final = (exact if rounded is None else rounded).outputs
-    spaces = {IMAGE: "RGB", **dict.fromkeys(expected, "GRAYSCALE_FLOAT16"), **({} if cmap is None else {COLORS: "RGB"})}
-    interface = _interface_faults(program.interface(name), spaces, (height, width))
+    declared: dict[str, Declaration] = {IMAGE: ("RGB", height, width)}
+    declared |= {key: _declaration(key, values, facts, spec) for key, values in expected.items()}
+    declared |= {} if cmap is None else {COLORS: declared[IMAGE]}
+    interface = _interface_faults(program.interface(name), declared)
     devices = device.run_units(path, name, pixels, expected) if sys.platform == "darwin" else []
     return FunctionReport(
         name=name,
@@ -117,21 +121,30 @@ def _check_function(
     )
 
 
-def _interface_faults(
-    interface: dict[str, tuple[str, int, int]], spaces: dict[str, str], size: tuple[int, int]
-) -> list[str]:
-    expected = {name: (space, *size) for name, space in spaces.items()}
+def _declaration(name: str, values: npt.NDArray[np.float32], facts: dict[str, str], spec: ModelSpec) -> Declaration:
+    if is_image(values.shape):
+        return ("GRAYSCALE_FLOAT16", *values.shape[2:])
+    half = facts["precision"] == "float16" and not name.startswith(emitter_of(spec).float32_prefixes)
+    return ("FLOAT16" if half else "FLOAT32", *values.shape)
+
+
+def _interface_faults(interface: dict[str, Declaration], expected: dict[str, Declaration]) -> list[str]:
     return [
-        f"the image {name!r} is declared as {interface.get(name)}, not {expected.get(name)}"
+        f"the {_feature(interface.get(name) or expected[name])} {name!r} is declared as {interface.get(name)}, "
+        f"not {expected.get(name)}"
         for name in sorted(interface.keys() | expected.keys())
         if interface.get(name) != expected.get(name)
     ]
 
 
+def _feature(declaration: Declaration) -> str:
+    return "array" if declaration[0] in ("FLOAT16", "FLOAT32") else "image"
+
+
 def _value_faults(outputs: Outputs, expected: Outputs) -> list[str]:
     """What a float16 image cannot hold, and what proves nothing."""
     found = []
-    for name in (name for name in expected if name in outputs):
+    for name in (name for name, values in expected.items() if name in outputs and is_image(values.shape)):
         for whose, values in (("package", outputs[name]), ("model", expected[name])):
             peak = float(np.abs(values).max())
             if not peak <= FLOAT16_LIMIT:
@@ -152,18 +165,27 @@ def expected_outputs(
         pixels: RGB uint8 ``(H, W, 3)`` at the network's size.
         output: One of ``options.OUTPUTS``.
     Returns:
-        ``(1, 1, H, W)`` by name: the depth in the unit of the output, resized as for a photo of that size where the
-        network gives another, and the family's extras as the network gives them.
+        By name, the depth in the unit of the output, ``(1, 1, H, W)``, resized as for a photo of that size where the
+        network gives another, and those of the family's extras that the network has: ``(1, C, H, W)``, or ``(1,)``
+        where it is one for all pixels.
     """
+    emitter = emitter_of(spec)
     with mx.stream(mx.cpu):
         pixel_values = spec.processor(pixels, input_size=pixels.shape[:2])
         outputs = network(pixel_values[:, None]).first_view() if network.takes == "views" else network(pixel_values)
-        depth = resize_depth(outputs.depth, pixels.shape[:2], method=spec.processor.restore)
-        extras = {name: outputs.present()[name] for name in emitter_of(spec).extras}
-        found = {name: np.array(values) for name, values in ({DEPTH: depth} | extras).items()}
+        given = dict(emitter.expected(outputs))
+        given[DEPTH] = resize_depth(given[DEPTH], pixels.shape[:2], method=spec.processor.restore)
+        found = {name: np.array(given[name]) for name in (DEPTH, *emitter.extras) if name in given}
     if output == "normalized":
         found[DEPTH] = _nearness(found[DEPTH][0], spec)[None]
-    return {name: values[:, None] for name, values in found.items()}
+    return {name: _channels_first(values) for name, values in found.items()}
+
+
+def _channels_first(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(1, H, W) → (1, 1, H, W) and (1, H, W, C) → (1, C, H, W); (1,) as it is."""
+    if values.ndim == 1:
+        return values
+    return values[:, None] if values.ndim == 3 else np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
 def painted(depth: npt.NDArray[np.float32], spec: ModelSpec, *, output: str, cmap: str) -> npt.NDArray[np.float32]:

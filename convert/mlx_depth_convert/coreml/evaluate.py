@@ -27,14 +27,13 @@ class Program:
     description: Any  # protobuf ModelDescription
     functions: dict[str, Any]  # coremltools' Function
 
-    def interface(self, function: str) -> dict[str, tuple[str, int, int]]:
-        """Feature → color space, height and width of its image: what an app sees, which the graph does not say."""
+    def interface(self, function: str) -> dict[str, tuple[str | int, ...]]:
+        """What an app sees, which the graph does not say.
+
+        By feature: of an image the color space, height and width, of an array the type and the shape, if it says one.
+        """
         described = {item.name: item for item in self.description.functions} or {function: self.description}
-        found = {}
-        for feature in (*described[function].input, *described[function].output):
-            image = feature.type.imageType
-            found[feature.name] = (image.ColorSpace.Name(image.colorSpace), image.height, image.width)
-        return found
+        return {item.name: _declared(item.type) for item in (*described[function].input, *described[function].output)}
 
     def facts(self, prefix: str) -> dict[str, str]:
         """The user-defined metadata whose keys begin with ``prefix``, without it."""
@@ -59,6 +58,14 @@ class Structure:
     kept: list[str]  # names of those that do so on purpose
     largest_rank: int
     largest_side: int
+
+
+def _declared(feature: Any) -> tuple[str | int, ...]:
+    if feature.WhichOneof("Type") == "multiArrayType":
+        array = feature.multiArrayType
+        return (array.ArrayDataType.Name(array.dataType), *array.shape)
+    image = feature.imageType
+    return (image.ColorSpace.Name(image.colorSpace), image.height, image.width)
 
 
 def read_package(path: Path) -> Program:
@@ -307,6 +314,14 @@ def _interpolate(x: Array, axis: int, size: int, align_corners: bool) -> Array:
     return y
 
 
+def _pad(v: Values) -> Array:
+    if v["mode"] != "replicate":
+        raise CheckpointError(f"a map is padded by the mode {v['mode']}, which the evaluator does not know.")
+    amounts = np.asarray(v["pad"]).reshape(-1, 2)  # of the last axes
+    padded: Array = np.pad(v["x"], [(0, 0)] * (v["x"].ndim - len(amounts)) + amounts.tolist(), mode="edge")
+    return padded
+
+
 def _pixel_shuffle(v: Values) -> Array:
     factor = int(v["upscale_factor"])
     B, C, H, W = v["x"].shape
@@ -362,6 +377,7 @@ def _slice(v: Values) -> Array:
 
 
 HANDLERS: dict[str, Callable[[Values], Any]] = {
+    "abs": lambda v: np.abs(v["x"]),
     "add": lambda v: v["x"] + v["y"],
     "cast": lambda v: v["x"],  # types round results in run_function
     "clip": lambda v: np.clip(v["x"], v["alpha"], v["beta"]),
@@ -375,8 +391,10 @@ HANDLERS: dict[str, Callable[[Values], Any]] = {
     "matmul": _matmul,
     "maximum": lambda v: np.maximum(v["x"], v["y"]),
     "mul": lambda v: v["x"] * v["y"],
+    "pad": _pad,
     "pixel_shuffle": _pixel_shuffle,
     "real_div": lambda v: v["x"] / v["y"],
+    "reduce_l2_norm": lambda v: np.sqrt((v["x"] * v["x"]).sum(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"]))),
     "reduce_max": lambda v: v["x"].max(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
     "reduce_min": lambda v: v["x"].min(axis=tuple(v["axes"]), keepdims=bool(v["keep_dims"])),
     "relu": lambda v: np.maximum(v["x"], np.float32(0)),

@@ -128,8 +128,10 @@ def check_options(spec: ModelSpec, options: ExportOptions) -> Plan:
         _choose("compress", options.compress, COMPRESSIONS)
     if options.cmap is not None:
         colormap_table(options.cmap)
+    if emitter.raw_only:
+        _refuse_other_forms(spec, options)
     functions = _functions(options.sizes, multiple_of=emitter.multiple_of(spec.config))
-    output = _output(options.output, spec)
+    output = "raw" if emitter.raw_only else _output(options.output, spec)
     _check_range(spec, output, options.precision)
     return Plan(
         sizes=functions,
@@ -176,6 +178,17 @@ def _attention(attention: str, layout: str, *, splits: bool) -> str:
     if attention != "auto":
         return attention
     return "split" if splits and layout == "ane" else "batched"
+
+
+def _refuse_other_forms(spec: ModelSpec, options: ExportOptions) -> None:
+    if options.cmap is not None:
+        raise OptionError(f"the depth of {spec.name} has no colors before an app has seen its mask: leave cmap out.")
+    if options.output not in (None, "raw"):
+        _choose("output", options.output, OUTPUTS)
+        raise OptionError(
+            f"a package of {spec.name} gives depth as the network does, before its shift is known: choose output 'raw' "
+            "or leave it out, or choose a metric model such as depth-anything-v2-metric-indoor-small."
+        )
 
 
 def _output(output: str | None, spec: ModelSpec) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlx_depth.checkpoints.checkpoint import Checkpoint, expand_checkpoint, fetch_checkpoint
 from mlx_depth.checkpoints.resolve import published_spec
 from mlx_depth.errors import SaveError
@@ -20,7 +22,7 @@ from mlx_depth_convert.coreml.compress import compress_weights
 from mlx_depth_convert.coreml.destination import package_path
 from mlx_depth_convert.coreml.emitters import emitter_of
 from mlx_depth_convert.coreml.emitters.base import Emitter, Plan, Size, Weights
-from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE, MAIN
+from mlx_depth_convert.coreml.names import COLORS, DEPTH, IMAGE, MAIN, is_image
 from mlx_depth_convert.coreml.options import DEFAULT_SIZES, ExportOptions, SizeRequest, check_options
 
 Read = tuple[Checkpoint, str, str | None]  # what names it on any machine, empty for local files; the Hub's commit
@@ -73,7 +75,7 @@ def export_coreml(
     layout: str = "ane",
     name: str | None = None,
 ) -> Path:
-    """Write a model as a Core ML package: an 8-bit RGB image in, a depth image out, and those of the model's extras.
+    """Write a model as a Core ML package: an 8-bit RGB image in, a depth image out, and the model's extras.
 
     Args:
         model: As ``source`` of ``mlx_depth.load``, or a checkpoint that was read already.
@@ -88,7 +90,7 @@ def export_coreml(
             ``"auto"``: split for small and base models in the layout ``ane``, else batched.
         output: ``"normalized"`` (0..1 over the image, 1 = nearest), ``"raw"`` (the network's relative depth, comparable
             between the frames of a video) or ``"metric"`` (metres); None: metres if the model gives them, else
-            normalized.
+            normalized. MoGe-2's is raw alone, without a color map: metres but for a shift and a factor.
         cmap: One of ``mlx_depth.io.colormaps.COLORMAPS``: adds an output, the painted depth.
         compress: ``"int8"``, ``"palette8"`` or ``"palette6"``: weights of 8 or 6 bits; None: as ``precision``.
         layout: ``"ane"`` for the Neural Engine, ``"gpu"`` for the GPU.
@@ -164,10 +166,7 @@ def _convert(job: _Job, size: Size) -> Any:
     ct, plan = tools.coremltools(), job.plan
     program, emitter = _emit(job, size)
     function = program.functions[MAIN]
-    gray, rgb = ct.colorlayout.GRAYSCALE_FLOAT16, ct.colorlayout.RGB
-    names = [output.name for output in function.outputs]
-    images = [ct.ImageType(name=name, color_layout=rgb if name == COLORS else gray) for name in names]
-    function.set_output_types(images)
+    function.set_output_types([_output_type(output, plan.precision, emitter) for output in function.outputs])
     with tools.quiet():
         model = ct.convert(
             program,
@@ -180,6 +179,17 @@ def _convert(job: _Job, size: Size) -> Any:
             skip_model_load=True,
         )
     return model if plan.compress is None else compress_weights(model, plan.compress, emitter.float_prefixes)
+
+
+def _output_type(output: Any, precision: str, emitter: Emitter) -> Any:
+    """What an app gets of an output: an image of a map with one channel and of colors, else an array."""
+    ct = tools.coremltools()
+    if output.name == COLORS:
+        return ct.ImageType(name=COLORS, color_layout=ct.colorlayout.RGB)
+    if is_image(output.shape):
+        return ct.ImageType(name=output.name, color_layout=ct.colorlayout.GRAYSCALE_FLOAT16)
+    half = precision == "float16" and not output.name.startswith(emitter.float32_prefixes)
+    return ct.TensorType(name=output.name, dtype=np.float16 if half else np.float32)
 
 
 def _precision(precision: str, float32_prefixes: tuple[str, ...]) -> Any:
@@ -280,9 +290,12 @@ def _facts(job: _Job) -> dict[str, str]:
 
 def depth_text(output: str, spec: ModelSpec) -> str:
     """What the depth output means, in words."""
+    emitter = emitter_of(spec)
+    if emitter.raw_only:
+        return emitter.raw_only
     if output == "normalized":
         return "Depth between 0 and 1 over the image, 1 = nearest."
-    focal_length = emitter_of(spec).focal_length(spec.config)
+    focal_length = emitter.focal_length(spec.config)
     if focal_length is not None:
         return (
             f"Depth in metres for a focal length of {focal_length:g} pixels of this image, larger = farther: multiply "

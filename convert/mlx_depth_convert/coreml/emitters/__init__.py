@@ -7,6 +7,7 @@ from mlx_depth_convert.coreml.emitters.base import Emitter
 from mlx_depth_convert.coreml.emitters.depth_anything import DepthAnythingEmitter
 from mlx_depth_convert.coreml.emitters.depth_anything_3 import AnyViewEmitter, MonoEmitter
 from mlx_depth_convert.coreml.emitters.dpt import DPTMetricEmitter
+from mlx_depth_convert.coreml.emitters.moge import MoGeEmitter
 
 EMITTERS: dict[str, type[Emitter]] = {
     "depth_anything": DepthAnythingEmitter,
@@ -14,6 +15,7 @@ EMITTERS: dict[str, type[Emitter]] = {
     "depth_anything_3_mono": MonoEmitter,
     "anydepth": AnyDepthEmitter,
     "dpt_dinov2": DPTMetricEmitter,
+    "moge": MoGeEmitter,
 }
 REFUSED = {  # family → why, and what to do instead
     "depth_anything_3_nested": "is two networks, of 1.7 billion parameters together: choose "
@@ -22,8 +24,6 @@ REFUSED = {  # family → why, and what to do instead
     "choose a depth-anything-v2-metric model",
     "prompt_depth_anything": "takes distances beside the photo, for which a package has no input yet: choose "
     "depth-anything-v2-metric-indoor-small",
-    "moge": "gives metres by a fit of the camera behind its network, which no package can hold: choose "
-    "depth-anything-v2-metric-indoor-small or depth-anything-v2-metric-outdoor-small",
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.io.colormaps import colormap_table
+from mlx_depth.models.base import DepthOutputs
 from mlx_depth.registry import ModelSpec
 from mlx_depth.result import DepthKind
 from mlx_depth_convert.coreml.names import COLORS, DEPTH
@@ -76,7 +77,13 @@ class Emitter:
     """What the names of operations begin with that a float16 package computes in float32, too."""
 
     extras: ClassVar[Mapping[str, str]] = {}
-    """Image outputs beside the depth: name, which is that of the field of ``DepthOutputs``, → what it means."""
+    """Outputs beside the depth: name, which is that of the field of ``DepthOutputs``, → what it means.
+
+    A network need not have all. Maps of one channel are images, what has more or is one for all pixels is an array.
+    """
+
+    raw_only: ClassVar[str] = ""
+    """What the depth is, where the package gives it as the network does and in no other form; empty elsewhere."""
 
     note: ClassVar[str] = ""
     """What the library gives for such a model and the package does not, in a sentence or two; empty for nothing."""
@@ -101,6 +108,11 @@ class Emitter:
         """The focal length, in pixels of the image, at which the depth is in metres; None where metres need none."""
         return None
 
+    @staticmethod
+    def expected(outputs: DepthOutputs) -> Mapping[str, mx.array]:
+        """What depth and ``extras`` should be, by name, of what the network gives."""
+        return outputs.present()
+
     def maps(self, image: Var, size: Size, name: str) -> list[Var]:
         """Write the network.
 
@@ -109,12 +121,13 @@ class Emitter:
             size: Its ``(height, width)`` in pixels.
             name: Of the operation that gives the depth.
         Returns:
-            Depth in the kind and unit of the model, then the ``extras``, by name and in their order: (1, 1, H, W) each.
+            Depth in the kind and unit of the model, (1, 1, H, W), then the ``extras``, by name and in their order:
+            (1, C, H, W) each, or (1,) where it is one for all pixels.
         """
         raise NotImplementedError
 
     def outputs(self, image: Var, size: Size) -> list[Var]:
-        """Depth as the plan wants it and the extras, (1, 1, H, W), and, if asked for, its colors, (1, 3, H, W)."""
+        """Depth as the plan wants it, (1, 1, H, W), the extras and, if asked for, the depth's colors, (1, 3, H, W)."""
         normalized, cmap = self.plan.output == "normalized", self.plan.cmap
         value, *extras = self.maps(image, size, "nearness_raw" if normalized else DEPTH)
         if not normalized and cmap is None:

@@ -4,51 +4,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS, DINOv2Config
 from mlx_depth.heads.dpt import RESAMPLINGS, DPTConfig
 from mlx_depth_convert.coreml.emitters import fold
 from mlx_depth_convert.coreml.emitters.base import Layer, Size, Var
-from mlx_depth_convert.coreml.emitters.vit import ViTEmitter
+from mlx_depth_convert.coreml.emitters.dinov2 import DINOv2Emitter
 
 Map = tuple[Var, Size]  # (1, C, h, w) and its (h, w)
 
 FLOOR_MARGIN = 1e-4  # Core ML floors size × factor, which must not fall one pixel short
 
 
-class DINOv2DPTEmitter(ViTEmitter):
+class DINOv2DPTEmitter(DINOv2Emitter):
     """What the families share; each says how its last values become maps."""
 
-    float_prefixes: ClassVar[tuple[str, ...]] = (*ViTEmitter.float_prefixes, "position_add")
     head_norm: ClassVar[str] = "backbone.norm"
     """The LayerNorm whose affine the head's projections take."""
-
-    @property
-    def backbone(self) -> DINOv2Config:
-        backbone: DINOv2Config = self.spec.config.backbone
-        return backbone
-
-    @property
-    def block_eps(self) -> float:
-        """The same for all."""
-        return LAYER_NORM_EPS
-
-    def positioned(self, x: Var, grid_size: Size) -> Var:
-        """Add the position table."""
-        positions = fold.fold_positions(self.backbone, self.weights, grid_size)
-        return self.mb.add(x=x, y=self.token_constant(positions), name="position_add")
-
-    def transformer(self, x: Var, grid_size: Size) -> list[Var]:
-        """Tokens to those of the tapped layers."""
-        tapped: list[Var] = []
-        for index in range(max(self.backbone.out_layers) + 1):
-            x = self.block(x, index)
-            if index in self.backbone.out_layers:
-                tapped.append(self.hand_out(x, index, f"tap{len(tapped)}"))
-        return tapped
-
-    def hand_out(self, x: Var, index: int, name: str) -> Var:
-        """The tokens of a tapped layer as the head takes them: normalized, and the affine is left to the head."""
-        return self.norm(x, f"{name}_norm", eps=fold.stream_eps(self.backbone.norm_eps))
 
     def decode(self, tapped: list[Var], grid_size: Size, name: str) -> list[Var]:
         """Tokens of the tapped layers to depth and extras."""
@@ -81,8 +51,9 @@ class DINOv2DPTEmitter(ViTEmitter):
 
     def project(self, x: Var, level: int, grid_size: Size, name: str) -> Var:
         """Tokens of a tapped layer to a map of the head's channels."""
+        projection = fold.fold_projection(self.weights, f"head.reassemble.{level}.projection", self.head_norm)
         x = self.to_map(self.patches(x, f"{name}_patches"), grid_size, name)
-        return self.convolve(x, fold.fold_projection(self.weights, level, self.head_norm), f"{name}_projection")
+        return self.convolve(x, projection, f"{name}_projection")
 
     def place(self, x: Var, size: Size, name: str) -> Var:
         """A map, told where its pixels are in the image; here it is not told."""

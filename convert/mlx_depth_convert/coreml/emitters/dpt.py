@@ -42,7 +42,7 @@ class DPTMetricEmitter(DINOv2DPTEmitter):
         else:
             if self.head.readout == "add":
                 tokens = self.mb.add(x=tokens, y=self.class_token(x, f"{name}_class"), name=f"{name}_readout")
-            layer = fold.fold_projection(self.weights, level, norm=None)
+            layer = fold.fold_projection(self.weights, f"head.reassemble.{level}.projection", norm=None)
         return self.convolve(self.to_map(tokens, grid_size, name), layer, f"{name}_projection")
 
     def read(self, tokens: Var, class_token: Var, level: int, name: str) -> Var:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.backbones.dinov3 import DINOv3Config
+from mlx_depth.models.moge.network import PLANE, view_plane
 from mlx_depth.nn.position import resize_position_table
 from mlx_depth.nn.rope import Rotation
 from mlx_depth.nn.uv_position import uv_position
@@ -101,6 +102,39 @@ def fold_uv(size: Size, channels: int) -> tuple[Array, Array]:
     return rows[None, :, :, None], columns[None, :, None]
 
 
+def fold_map_input(weights: Weights, path: str) -> Layer:
+    """Of a convolution that takes a map and the view plane: the map's part, without the bias."""
+    kernel = _wide(weights[f"{path}.weight"])[..., :-PLANE]
+    return _layer(kernel.transpose(0, 3, 1, 2), None)  # OhwI → OIhw
+
+
+def fold_plane(weights: Weights, path: str, size: Size, aspect: float) -> tuple[Array, Array]:
+    """What a 1×1 convolution makes of the view plane, its last inputs, and its bias.
+
+    Args:
+        weights: The checkpoint's.
+        path: Of the convolution.
+        size: ``(h, w)`` of the map.
+        aspect: Width over height of the image.
+    Returns:
+        For rows ``(1, C, h, 1)``, with the bias, and for columns ``(1, C, 1, w)``: their sum is the result.
+    """
+    plane = np.array(view_plane(size, mx.array([aspect])))[0].astype(np.float64)  # (h, w, 2): across, down
+    across, down = _wide(weights[f"{path}.weight"])[:, 0, 0, -PLANE:].T  # (C,) each
+    rows = np.outer(down, plane[:, 0, 1]) + _wide(weights[f"{path}.bias"])[:, None]
+    columns = np.outer(across, plane[0, :, 0])
+    return rows[None, :, :, None].astype(np.float32), columns[None, :, None].astype(np.float32)
+
+
+def fold_scale_head(weights: Weights) -> tuple[Layer, ...]:
+    """MoGe's linear layers from the class token, the first with the affine of the LayerNorm before it."""
+    first, *others = (f"scale_head.layers.{index}" for index in range(3))
+    return (
+        _after_norm(weights, "backbone.norm", first),
+        *(_layer(_wide(weights[f"{path}.weight"]), _bias(weights, path)) for path in others),
+    )
+
+
 def fold_stream_norm(weights: Weights, path: str) -> Affine:
     """The affine of a LayerNorm whose result is on the scaled stream."""
     return _gain(weights, path, STREAM_SCALE)
@@ -143,15 +177,14 @@ def fold_block(config: DINOv2Config | DINOv3Config, weights: Weights, index: int
     )
 
 
-def fold_projection(weights: Weights, level: int, norm: str | None) -> Layer:
+def fold_projection(weights: Weights, path: str, norm: str | None) -> Layer:
     """The projection that reads a tapped layer, ``(O, I, 1, 1)``.
 
     Args:
         weights: The checkpoint's.
-        level: Which of the tapped layers.
+        path: Of the projection.
         norm: The LayerNorm before it, whose affine it takes; None: its tokens are on the scaled stream.
     """
-    path = f"head.reassemble.{level}.projection"
     kernel = _wide(weights[f"{path}.weight"])[:, 0, 0, :]  # O11I → OI
     bias = _wide(weights[f"{path}.bias"])
     kernel, bias = (kernel / STREAM_SCALE, bias) if norm is None else _affine(weights, norm, kernel, bias)
