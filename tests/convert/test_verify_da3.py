@@ -244,7 +244,7 @@ def test_photos_make_scenes(tmp_path: Path) -> None:
 
 
 def test_names(folders: dict[str, Path]) -> None:
-    assert NAMES == ("transformers", PACKAGE)
+    assert NAMES == ("transformers", PACKAGE, "moge")
     with pytest.raises(
         OptionError, match=rf"with transformers, which has no depth_anything_3_mono: take --against {PACKAGE}, or"
     ):
