@@ -54,16 +54,8 @@ def _swapped_query_and_key(monkeypatch, checkpoint):
 def _corners_not_aligned(monkeypatch, checkpoint):
     original = DepthAnythingEmitter.grow
 
-    def grow(self, x, size, to, name):
-        builder = self.mb
-        upsample = builder.upsample_bilinear
-        monkeypatch.setattr(
-            builder, "upsample_bilinear", lambda **inputs: upsample(**{**inputs, "align_corners": False})
-        )
-        try:
-            return original(self, x, size, to, name)
-        finally:
-            monkeypatch.setattr(builder, "upsample_bilinear", upsample)
+    def grow(self, *args, align_corners=True):
+        return original(self, *args, align_corners=False)
 
     monkeypatch.setattr(DepthAnythingEmitter, "grow", grow)
     return checkpoint
