@@ -97,11 +97,7 @@ def tiny_moge(*, normals: bool = True) -> Checkpoint:
         heads=ConvStackConfig(channels, (0, 1, 1, 1, 0)),
         normals=normals,
     )
-    moge = filled(ModelSpec("tiny-moge", "moge", config, MOGE, license="MIT"))
-    if not normals:
-        return moge
-    facing = np.array([0, 0, -4], np.float32)  # as surfaces that one sees; near 0, a vector's direction is noise
-    return changed(moge, normals_head__read_out__bias=facing)
+    return filled(ModelSpec("tiny-moge", "moge", config, MOGE, license="MIT"))
 
 
 @functools.lru_cache(maxsize=1)

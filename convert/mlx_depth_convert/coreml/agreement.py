@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_depth.models.depth_anything_3.metric import LEAST_SKY
-from mlx_depth_convert.coreml.names import COLORS, DEPTH, SKY
+from mlx_depth_convert.coreml.names import COLORS, DEPTH, NORMALS, SKY
 from mlx_depth_convert.difference import Difference, Gate, measure
 
 # By name: depth (1, 1, H, W), extras (1, C, H, W) or (1,), perhaps colors (1, 3, H, W)
@@ -34,7 +34,7 @@ class Agreement:
         depth: Difference of the depth.
         color_error: Mean absolute difference of the colors from those of the package's own depth, of 255; None without
             a color map.
-        extras: Difference of each output beside depth and colors.
+        extras: Difference of each output beside depth and colors; normals are judged by their mean error.
         absent: Those extras that the picture does not show, as sky in a room: judged by their error as a share of 1.
         numbers: Those extras that are one for all pixels, and so correlate with nothing: judged by their error.
     """
@@ -60,16 +60,23 @@ class Agreement:
         texts += [self._extra_text(name, found) for name, found in self.extras.items()]
         return "  ".join(texts if self.color_error is None else [*texts, f"colors {self.color_error:.2f} of 255"])
 
+    def _error(self, name: str, found: Difference) -> float:
+        """What is judged of an extra; of normals the mean, for the direction of a vector near 0 is noise."""
+        if name in self.absent:
+            return found.max_abs
+        return found.mean_abs if name == NORMALS else found.relative
+
     def _extra_text(self, name: str, found: Difference) -> str:
         if name in self.absent:
             return f"{name} error {found.max_abs:.2e}, none in the picture"
-        return f"{name} error {found.relative:.2e}" if name in self.numbers else f"{name} {_text(found)}"
+        text = f"{name} {'mean ' if name == NORMALS else ''}error {self._error(name, found):.2e}"
+        return text if name in self.numbers else f"{text}  correlation {found.correlation:.8f}"
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``."""
         extras = {
             name: {
-                "error": found.relative,
+                "error": self._error(name, found),
                 "correlation": None if name in self.numbers else found.correlation,
                 "absent": name in self.absent,
             }
@@ -86,7 +93,7 @@ class Agreement:
         """What the gate refuses, in words; NaN is refused."""
         found = gate.faults(self.depth)
         for name, extra in self.extras.items():
-            judged = replace(extra, relative=extra.max_abs) if name in self.absent else extra
+            judged = replace(extra, relative=self._error(name, extra))
             alone = name in self.absent or name in self.numbers  # nothing to correlate with
             limits = replace(gate, correlation=-1.0) if alone else gate
             found += [f"{name}: {fault}" for fault in limits.faults(judged)]
