@@ -96,7 +96,7 @@ def test_the_published_windows_equal_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_the_whole_network_at_full_size_equals_transformers(tmp_path: Path) -> None:
-    """952 million parameters and 13 TFLOP on each side; 8 GB of disk and twice that of memory."""
+    """952 million parameters and 13 TFLOP on each side; 4 GB of disk and 13 GB of memory."""
     upstream = reference_depth_pro.model("large")
     reference_depth_pro.save(upstream, tmp_path)
     pixel_values = reference_depth_pro.pixels(1, 1536)
