@@ -1,5 +1,6 @@
 """Imports mlx_depth before any test imports mlx.core, so that an installed OpenBLAS is used; and how workers share."""
 
+import gc
 import os
 from typing import Any
 
@@ -10,6 +11,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import mlx_depth  # noqa: F401
+
+# Else each interpreter that a test starts compiles the package anew, and each worker every assertion.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: torch's and transformers' objects are looked through at no later collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,6 +1,7 @@
 """Configs that lie: each is one error, told before anything is built, or the model as it is."""
 
 import copy
+import functools
 import json
 import resource
 import shutil
@@ -21,6 +22,7 @@ from mlx_depth_convert.opening import open_checkpoint
 
 from mlx_depth.checkpoints.checkpoint import assemble_checkpoint, expand_checkpoint
 from mlx_depth.errors import MlxDepthError
+from mlx_depth.models.base import DepthNetwork
 from mlx_depth.weights.rules import check_complete
 from mlx_depth.weights.safetensors_io import read_tensors
 
@@ -71,6 +73,12 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+@functools.lru_cache(maxsize=16)
+def network(build: type[DepthNetwork], config: Any) -> DepthNetwork:
+    """Built once for all the files that say the same."""
+    return build(config)
+
+
 class Case:
     """A folder whose tensors are read once and whose config.json changes."""
 
@@ -87,7 +95,7 @@ class Case:
         with bounded():
             try:
                 checkpoint = expand_checkpoint(assemble_checkpoint(self.folder, self.tensors))
-                check_complete(checkpoint.family.network(checkpoint.spec.config), checkpoint.weights)
+                check_complete(network(checkpoint.family.network, checkpoint.spec.config), checkpoint.weights)
             except MlxDepthError as error:
                 said = str(error)
         assert "\n" not in said

@@ -32,9 +32,15 @@ def compress_weights(model: Any, compress: str, float_prefixes: tuple[str, ...])
         )
         apply = optimize.palettize_weights
     with tools.quiet(), np.errstate(divide="ignore", invalid="ignore"):  # a channel of zeros has the scale zero
-        names = optimize.get_weights_metadata(model, weight_threshold=MIN_VALUES)
-        kept = dict.fromkeys(name for name in names if name.startswith(float_prefixes))
+        kept = dict.fromkeys(name for name in _constants(model) if name.startswith(float_prefixes))
         return apply(model, optimize.OptimizationConfig(global_config=rule, op_name_configs=kept))
+
+
+def _constants(model: Any) -> list[str]:
+    """From the model's description: ``get_weights_metadata`` would sort the values of every weight."""
+    (function,) = model.get_spec().mlProgram.functions.values()
+    (block,) = function.block_specializations.values()
+    return [operation.outputs[0].name for operation in block.operations if operation.type == "const"]
 
 
 def palette(values: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
