@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -42,6 +43,24 @@ import sys, mlx_depth, numpy as np
 model = mlx_depth.load("mlx-depth-demo", dtype=sys.argv[1])
 print(model.predict(np.zeros((40, 50, 3), np.uint8), input_size=28).depth.shape)
 """
+REMEMBER = """#!/bin/sh
+[ "$1" = --version ] && exec {compiler} --version
+for argument; do case "$argument" in *.cpp) source="$argument" ;; esac; library="$argument"; done
+kept="{folder}/$(sha256sum < "$source" | cut -c 1-64).so"
+if [ -f "$kept" ]; then cp "$kept" "$library"; else {compiler} "$@" && cp "$library" "$kept"; fi
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remembering_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A g++ that compiles a source once, as most cases build the same three libraries again."""
+    compiler, folder = shutil.which("g++"), tmp_path_factory.mktemp("compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        if compiler is not None:
+            (folder / "g++").write_text(REMEMBER.format(compiler=compiler, folder=folder))
+            (folder / "g++").chmod(0o755)
+            patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        yield
 
 
 def start(code: str, *arguments: str, **environment: str) -> str:
