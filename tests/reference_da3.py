@@ -186,13 +186,18 @@ def run(network: Any, pixel_values: np.ndarray, **options: Any) -> Mapping[str, 
 
 def rays(network: Any, pixel_values: np.ndarray) -> Mapping[str, np.ndarray]:
     """What upstream's head gives before its rays are thrown away."""
+    return run_with_rays(network, pixel_values)[1]
+
+
+def run_with_rays(network: Any, pixel_values: np.ndarray) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+    """``run`` and ``rays`` at once."""
     kept: dict[str, Any] = {}
     handle = network.head.register_forward_hook(lambda _, __, out: kept.update(ray=out["ray"], conf=out["ray_conf"]))
     try:
-        run(network, pixel_values)
+        outputs = run(network, pixel_values)
     finally:
         handle.remove()
-    return {"rays": kept["ray"].numpy(), "ray_confidence": kept["conf"].numpy()}
+    return outputs, {"rays": kept["ray"].numpy(), "ray_confidence": kept["conf"].numpy()}
 
 
 def tensors(network: Any) -> dict[str, mx.array]:

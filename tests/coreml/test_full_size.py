@@ -29,7 +29,7 @@ PHOTOS = sorted((Path(__file__).parents[2] / "examples").glob("*.jpg"))
     ("model", "size"),
     [
         ("depth-anything-v2-small", "landscape"),
-        ("depth-anything-v2-metric-indoor-small", "portrait"),
+        ("depth-anything-v2-metric-indoor-small", "252x196"),
         ("depth-anything-3-small", "196x252"),
     ],
 )

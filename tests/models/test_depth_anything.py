@@ -34,7 +34,7 @@ TINY = [
     pytest.param({"size": "tiny", "swiglu": True}, (1, 70, 98), id="swiglu"),
 ]
 FULL = [
-    pytest.param({"max_depth": 20}, (1, 392, 518), id="metric-392x518"),
+    pytest.param({"max_depth": 20}, (1, 196, 252), id="metric-196x252"),
     pytest.param({"max_depth": 80}, (3, 70, 98), id="metric-70x98-batch-of-3"),
     # Last, as the tests after these take the same model again.
     pytest.param({}, (1, 518, 518), id="518x518"),
