@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import FakeHub
+from warm import Interpreters
 
 from mlx_depth.checkpoints import hub
 from mlx_depth.checkpoints.resolve import resolve
@@ -49,6 +50,7 @@ class User:
 
     hub: FakeHub
     home: Path
+    interpreters: Interpreters
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, source: str = REPO, **options: object) -> tuple[dict[str, object], str]:
@@ -56,14 +58,8 @@ class User:
         self.hub.log.clear()
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, json.dumps([source, options])],
-            env=clean | own | self.environment,
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = clean | own | self.environment
+        done = self.interpreters.run(SCRIPT, json.dumps([source, options]), env=environment, cwd=self.home)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 
@@ -89,11 +85,17 @@ def server(tmp_path: Path) -> Iterator[FakeHub]:
         yield fake
 
 
+@pytest.fixture(scope="module")
+def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreters]:
+    with Interpreters(tmp_path_factory.mktemp("interpreters")) as running:
+        yield running
+
+
 @pytest.fixture
-def user(server: FakeHub, tmp_path: Path) -> User:
+def user(server: FakeHub, interpreters: Interpreters, tmp_path: Path) -> User:
     home = tmp_path / "home"
     home.mkdir()
-    return User(server, home)
+    return User(server, home, interpreters)
 
 
 # The Hub.
