@@ -30,12 +30,12 @@ def model() -> DepthModel:
 
 def test_threads_get_the_numbers_of_one_thread() -> None:
     """A model of its own, that has prepared nothing: what one thread builds another must not find half done."""
-    expected = [mlx_depth.load("mlx-depth-demo").predict(photo(i), input_size=56).depth for i in range(4)]
+    expected = [mlx_depth.load("mlx-depth-demo").predict(photo(i), input_size=28).depth for i in range(4)]
     fresh = mlx_depth.load("mlx-depth-demo")
 
     def work(start: int) -> bool:
         numbers = [(start + i) % 4 for i in range(PREDICTIONS)]
-        return all(np.array_equal(fresh.predict(photo(i), input_size=56).depth, expected[i]) for i in numbers)
+        return all(np.array_equal(fresh.predict(photo(i), input_size=28).depth, expected[i]) for i in numbers)
 
     with ThreadPoolExecutor(THREADS) as pool:
         assert list(pool.map(work, range(THREADS))) == [True] * THREADS
