@@ -39,6 +39,7 @@ TINY = DepthAnythingConfig(
 SKY_BIAS = -1.5  # part of the picture has no sky
 
 
+@functools.cache
 def tiny(*, max_depth: float | None = None, **backbone: Any) -> Checkpoint:
     """A four-layer model; ``backbone`` replaces fields of its backbone's config."""
     head = TINY.head if max_depth is None else replace(TINY.head, activation="sigmoid", max_depth=max_depth)
@@ -46,6 +47,7 @@ def tiny(*, max_depth: float | None = None, **backbone: Any) -> Checkpoint:
     return filled(ModelSpec("tiny-depth", "depth_anything", config, Processor(), license="Apache-2.0"))
 
 
+@functools.cache
 def tiny_any_view(**backbone: Any) -> Checkpoint:
     """Depth Anything 3 for any number of views: four layers, of which the last three look across, within and across."""
     sizes: dict[str, Any] = {"embed_dim": 64, "num_layers": 4, "num_heads": 2, "out_layers": (0, 1, 2, 3)}
@@ -57,6 +59,7 @@ def tiny_any_view(**backbone: Any) -> Checkpoint:
     return filled(ModelSpec("tiny-views", "depth_anything_3", config, DEPTH_ANYTHING_3, license="Apache-2.0"))
 
 
+@functools.cache
 def tiny_mono(*, metric: bool = False) -> Checkpoint:
     """Depth Anything 3 for single views, of four layers."""
     config = DepthAnything3MonoConfig(
