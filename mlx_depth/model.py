@@ -358,7 +358,8 @@ class DepthModel:
             else:
                 given = {**_stacked(conditions), **self.family.photo_conditions(photos)}
                 outputs = forward(pixel_values, given)
-            evaluate(self.family.read_first(outputs), limit)
+            if (first := self.family.read_first(outputs)) is not None:
+                evaluate(first, limit)
             grown = [self._grown(outputs, index, image, photos[index]) for index, image in enumerate(images)]
             arrays = [each.present() for each in grown if isinstance(each, PhotoOutputs)]
             evaluate(arrays, limit)
