@@ -76,11 +76,13 @@ def architectures() -> list[str]:
 
 def time_one(name: str, runs: int) -> None:
     """Print the network's size for the photo, and the median of the passes' seconds."""
+    import mlx_depth  # first, so that an installed OpenBLAS is used
+
+    # isort: split
     import mlx.core as mx
     import numpy as np
     from mlx_depth_convert.inputs import generated_conditions
 
-    import mlx_depth
     from mlx_depth.model import DepthModel
     from mlx_depth.runtime.forward import resolve_dtype
 
@@ -107,6 +109,7 @@ def time_one(name: str, runs: int) -> None:
 def drawn(name: str):  # type: ignore[no-untyped-def]  # a Checkpoint, whose module may come only behind OpenBLAS
     """A model's checkpoint with weights that keep the scale of what they multiply."""
     import mlx.core as mx
+    import numpy as np
 
     from mlx_depth import find_model
     from mlx_depth.checkpoints.checkpoint import Checkpoint
@@ -115,12 +118,12 @@ def drawn(name: str):  # type: ignore[no-untyped-def]  # a Checkpoint, whose mod
 
     spec = find_model(name)
     shapes = parameter_shapes(FAMILIES[spec.family].network(spec.config))
-    keys = mx.random.split(mx.random.key(0), len(shapes))
+    random = np.random.default_rng(0)
     weights = {}
-    for (path, shape), key in zip(shapes.items(), keys, strict=True):
+    for path, shape in shapes.items():
         fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
         ones = path.endswith(("gamma", "norm.weight", "norm1.weight", "norm2.weight", "periods"))
-        weights[path] = mx.random.normal(shape, key=key) * fan_in**-0.5 + float(ones)
+        weights[path] = mx.array(random.standard_normal(shape, np.float32)) * fan_in**-0.5 + float(ones)
     return Checkpoint(spec, "mlx", weights)
 
 
