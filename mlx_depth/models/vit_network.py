@@ -1,12 +1,14 @@
-"""What networks of a vision transformer and a head have in common: how images relate to patches."""
+"""What networks of a vision transformer and a head have in common: images as patches, and what stands where."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_depth.errors import CheckpointError
-from mlx_depth.models.base import DepthNetwork, Size
+from mlx_depth.heads.dpt import RESAMPLINGS
+from mlx_depth.models.base import DepthNetwork, Size, Stage
 
 
 class ViTNetwork(DepthNetwork):
@@ -38,3 +40,33 @@ def check_head_fits(backbone: tuple[int, int], head: tuple[int, int]) -> None:
             f"the backbone's width and patch size are {backbone}, the head's {head}: "
             "take the config.json of the original checkpoint."
         )
+
+
+def quantizable(path: str, module: nn.Module) -> bool:
+    """``Family.quantizable``: the linear layers of backbones' blocks."""
+    return "backbone.blocks." in path and isinstance(module, nn.Linear)
+
+
+def backbone_stages(out_layers: Sequence[int], where: str = "") -> tuple[Stage, ...]:
+    """Stages of a backbone: its patches, and the layers that it hands out; ``where``: what stands before its path."""
+    return (
+        Stage("patch embedding", f"{where}backbone.patch_embed"),
+        *(Stage(f"layer {i}", f"{where}backbone.blocks.{i}") for i in out_layers),
+    )
+
+
+def dpt_stages(out_layers: Sequence[int], where: str = "") -> tuple[Stage, ...]:
+    """Stages of a backbone and a DPT head up to its first convolution; arguments as for ``backbone_stages``."""
+    levels = range(len(RESAMPLINGS))
+    return (
+        *backbone_stages(out_layers, where),
+        *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
+        *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
+        Stage("head", f"{where}head.conv1"),
+    )
+
+
+def positioned_dpt_stages(out_layers: Sequence[int]) -> tuple[Stage, ...]:
+    """``dpt_stages``, and behind the patches the tokens with their positions."""
+    patches, *others = dpt_stages(out_layers)
+    return (patches, Stage("with positions", "backbone.blocks.0", at="input"), *others)

@@ -1,26 +1,20 @@
 """AnyDepth as a family."""
 
-import mlx.nn as nn
-
 from mlx_depth.heads.sdt import DOUBLINGS
 from mlx_depth.models import authors_alone
 from mlx_depth.models.anydepth.network import AnyDepth, AnyDepthConfig
 from mlx_depth.models.anydepth.weights import DIALECTS
 from mlx_depth.models.base import Family, Stage
+from mlx_depth.models.vit_network import backbone_stages, quantizable
 from mlx_depth.processor import Processor
 
 # The authors publish no rules for photos: DINOv3's normalization, and the short side brought to 512 pixels.
 PROCESSOR = Processor(input_size=512, multiple_of=16)
 
 
-def _quantizable(path: str, module: nn.Module) -> bool:
-    return path.startswith("backbone.blocks.") and isinstance(module, nn.Linear)
-
-
 def _stages(config: AnyDepthConfig) -> tuple[Stage, ...]:
     return (
-        Stage("patch embedding", "backbone.patch_embed"),
-        *(Stage(f"layer {i}", f"backbone.blocks.{i}") for i in config.backbone.out_layers),
+        *backbone_stages(config.backbone.out_layers),
         *(Stage(f"projection {i}", f"head.projections.{i}") for i in range(len(config.backbone.out_layers))),
         Stage("enhancer", "head.enhancer"),
         *(Stage(f"doubling {i}", f"head.doubled.{i}") for i in range(DOUBLINGS - 1)),
@@ -35,6 +29,6 @@ FAMILY = Family(
     dialects=DIALECTS,
     read_processor=authors_alone.no_processor("AnyDepth"),
     follow=authors_alone.follow("AnyDepth"),
-    quantizable=_quantizable,
+    quantizable=quantizable,
     stages=_stages,
 )

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 
-import mlx.nn as nn
-
-from mlx_depth.heads.dpt import RESAMPLINGS
-from mlx_depth.models.base import Family, Stage
+from mlx_depth.models.base import Family
 from mlx_depth.models.depth_anything.network import DepthAnything, DepthAnythingConfig
 from mlx_depth.models.depth_anything.weights import DIALECTS, published_name
 from mlx_depth.models.dpt_image_processor import follow_reference, read_processor
+from mlx_depth.models.vit_network import positioned_dpt_stages, quantizable
 from mlx_depth.nn.position import PositionRule
 from mlx_depth.processor import Processor, Reference
 
@@ -21,22 +19,6 @@ def _follow(
     return config, follow_reference(processor, reference)
 
 
-def _quantizable(path: str, module: nn.Module) -> bool:
-    return path.startswith("backbone.blocks.") and isinstance(module, nn.Linear)
-
-
-def _stages(config: DepthAnythingConfig) -> tuple[Stage, ...]:
-    levels = range(len(RESAMPLINGS))
-    return (
-        Stage("patch embedding", "backbone.patch_embed"),
-        Stage("with positions", "backbone.blocks.0", at="input"),
-        *(Stage(f"layer {i}", f"backbone.blocks.{i}") for i in config.backbone.out_layers),
-        *(Stage(f"reassemble {i}", f"head.reassemble.{i}") for i in levels),
-        *(Stage(f"fusion {i}", f"head.fusion.{i}") for i in levels),
-        Stage("head", "head.conv1"),
-    )
-
-
 FAMILY = Family(
     name="depth_anything",
     config_type=DepthAnythingConfig,
@@ -46,6 +28,6 @@ FAMILY = Family(
     read_processor=read_processor,
     follow=_follow,
     published_name=published_name,
-    quantizable=_quantizable,
-    stages=_stages,
+    quantizable=quantizable,
+    stages=lambda config: positioned_dpt_stages(config.backbone.out_layers),
 )

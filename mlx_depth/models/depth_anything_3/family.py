@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_depth.errors import ImageError
 from mlx_depth.heads.dpt import RESAMPLINGS
@@ -21,6 +20,7 @@ from mlx_depth.models.depth_anything_3.network import (
     DepthAnything3Nested,
     DepthAnything3NestedConfig,
 )
+from mlx_depth.models.vit_network import dpt_stages, quantizable
 from mlx_depth.processor import Processor
 
 PROCESSOR = Processor(input_size=504, policy="long_side", resample="opencv_area")
@@ -74,41 +74,23 @@ def _share(sky: mx.array | None) -> mx.array | None:
     return None if sky is None else mx.minimum(sky, 1.0)
 
 
-def _quantizable(path: str, module: nn.Module) -> bool:
-    return "backbone.blocks." in path and isinstance(module, nn.Linear)
-
-
-def _backbone_stages(out_layers: tuple[int, ...], where: str = "") -> tuple[Stage, ...]:
-    return (
-        Stage("patch embedding", f"{where}backbone.patch_embed"),
-        *(Stage(f"layer {i}", f"{where}backbone.blocks.{i}") for i in out_layers),
-    )
-
-
 def _any_view_stages(config: DepthAnything3Config, where: str = "") -> tuple[Stage, ...]:
-    levels = range(len(RESAMPLINGS))
+    *depth, head = dpt_stages(config.backbone.out_layers, where)
+    levels = range(len(RESAMPLINGS) if config.head.rays else 0)
     return (
-        *_backbone_stages(config.backbone.out_layers, where),
-        *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
-        *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
-        *(Stage(f"ray fusion {i}", f"{where}head.ray_fusion.{i}") for i in levels if config.head.rays),
-        Stage("head", f"{where}head.conv1"),
+        *depth,
+        *(Stage(f"ray fusion {i}", f"{where}head.ray_fusion.{i}") for i in levels),
+        head,
         Stage("camera", f"{where}camera_decoder.quaternion"),
     )
 
 
-def _mono_stages(config: DepthAnything3MonoConfig, where: str = "") -> tuple[Stage, ...]:
-    levels = range(len(RESAMPLINGS))
-    return (
-        *_backbone_stages(config.backbone.out_layers, where),
-        *(Stage(f"reassemble {i}", f"{where}head.reassemble.{i}") for i in levels),
-        *(Stage(f"fusion {i}", f"{where}head.fusion.{i}") for i in levels),
-        Stage("head", f"{where}head.conv1"),
-    )
+def _mono_stages(config: DepthAnything3MonoConfig) -> tuple[Stage, ...]:
+    return dpt_stages(config.backbone.out_layers)
 
 
 def _nested_stages(config: DepthAnything3NestedConfig) -> tuple[Stage, ...]:
-    metric = _mono_stages(config.metric, "metric.")
+    metric = dpt_stages(config.metric.backbone.out_layers, "metric.")
     return (
         *_any_view_stages(config.any_view, "any_view."),
         *(replace(stage, name=f"metric {stage.name}") for stage in metric),
@@ -126,7 +108,7 @@ ANY_VIEW = Family(
     published_name=weights.published_name,
     postprocess=_one_view,
     with_cameras=_any_view_with_cameras,
-    quantizable=_quantizable,
+    quantizable=quantizable,
     stages=_any_view_stages,
 )
 MONO = replace(

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import mlx.nn as nn
-
 from mlx_depth.backbones.dinov2 import LAYER_NORM_EPS
-from mlx_depth.heads.dpt import RESAMPLINGS
 from mlx_depth.models.base import Family, Stage
 from mlx_depth.models.dpt.network import (
     DPT,
@@ -18,6 +15,7 @@ from mlx_depth.models.dpt.network import (
 )
 from mlx_depth.models.dpt.weights import HYBRID, METRIC, PLAIN, published_name
 from mlx_depth.models.dpt_image_processor import follow_transformers, read_any_processor
+from mlx_depth.models.vit_network import positioned_dpt_stages, quantizable
 from mlx_depth.processor import Processor, Reference
 
 MIDAS_PROCESSOR = Processor(
@@ -62,20 +60,8 @@ def _follow_metric(
     return config, follow_transformers(processor)
 
 
-def _quantizable(path: str, module: nn.Module) -> bool:
-    return path.startswith("backbone.blocks.") and isinstance(module, nn.Linear)
-
-
 def _stages(config: DPTNetworkConfig) -> tuple[Stage, ...]:
-    levels = range(len(RESAMPLINGS))
-    return (
-        Stage("patch embedding", "backbone.patch_embed"),
-        Stage("with positions", "backbone.blocks.0", at="input"),
-        *(Stage(f"layer {i}", f"backbone.blocks.{i}") for i in config.backbone.out_layers),
-        *(Stage(f"reassemble {i}", f"head.reassemble.{i}") for i in levels),
-        *(Stage(f"fusion {i}", f"head.fusion.{i}") for i in levels),
-        Stage("head", "head.conv1"),
-    )
+    return positioned_dpt_stages(config.backbone.out_layers)
 
 
 def _hybrid_stages(config: DPTHybridConfig) -> tuple[Stage, ...]:
@@ -92,7 +78,7 @@ PLAIN_FAMILY = Family(
     read_processor=_read_midas_processor,
     follow=_follow_midas,
     published_name=published_name,
-    quantizable=_quantizable,
+    quantizable=quantizable,
     stages=_stages,
 )
 HYBRID_FAMILY = Family(
@@ -104,7 +90,7 @@ HYBRID_FAMILY = Family(
     read_processor=_read_midas_processor,
     follow=_follow_midas,
     published_name=published_name,
-    quantizable=_quantizable,
+    quantizable=quantizable,
     stages=_hybrid_stages,
 )
 METRIC_FAMILY = Family(
@@ -115,6 +101,6 @@ METRIC_FAMILY = Family(
     dialects=METRIC,
     read_processor=_read_metric_processor,
     follow=_follow_metric,
-    quantizable=_quantizable,
+    quantizable=quantizable,
     stages=_stages,
 )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_depth.errors import ImageError
@@ -13,6 +12,7 @@ from mlx_depth.models import authors_alone
 from mlx_depth.models.base import VALID, DepthOutputs, Family, Photo, PhotoOutputs, Stage
 from mlx_depth.models.moge.network import MoGe, MoGeConfig, at_size, raw_maps, view_plane
 from mlx_depth.models.moge.weights import DIALECTS, published_name
+from mlx_depth.models.vit_network import backbone_stages, quantizable
 from mlx_depth.nn.resize import resize
 from mlx_depth.processor import Processor
 
@@ -67,15 +67,10 @@ def _camera(points: mx.array, mask: mx.array, photo: Photo) -> tuple[float, floa
     return focal * half_diagonal, shift
 
 
-def _quantizable(path: str, module: nn.Module) -> bool:
-    return path.startswith("backbone.blocks.") and isinstance(module, nn.Linear)
-
-
 def _stages(config: MoGeConfig) -> tuple[Stage, ...]:
     heads = ("points", "mask", *(["normals"] if config.normals else []))
     return (
-        Stage("patch embedding", "backbone.patch_embed"),
-        *(Stage(f"layer {i}", f"backbone.blocks.{i}") for i in config.backbone.out_layers),
+        *backbone_stages(config.backbone.out_layers),
         *(Stage(f"neck {level}", f"neck.levels.{level}") for level in range(LEVELS)),
         *(Stage(f"{name} head", f"{name}_head.read_out") for name in heads),
         Stage("scale head", "scale_head.layers.2"),
@@ -95,6 +90,6 @@ FAMILY = Family(
     read_first=lambda outputs: [outputs.raw, outputs.scale],
     postprocess=_on_photo,
     no_depth="the model's mask leaves no pixel, as for nothing but sky: give a photo with ground",
-    quantizable=_quantizable,
+    quantizable=quantizable,
     stages=_stages,
 )
