@@ -1,10 +1,10 @@
 """Depth Anything V1 and V2 in transformers."""
 
-from pathlib import Path
 from typing import Any
 
 from mlx_depth.models.depth_anything.network import DepthAnythingConfig
-from mlx_depth_convert.references.base import Outputs, Reference
+from mlx_depth_convert.references import in_transformers
+from mlx_depth_convert.references.base import Reference
 
 
 def _build(config: DepthAnythingConfig) -> Any:
@@ -22,15 +22,9 @@ def transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
     backbone, head = config.backbone, config.head
     return transformers.DepthAnythingConfig(
         backbone_config=transformers.Dinov2Config(
-            hidden_size=backbone.embed_dim,
-            num_hidden_layers=backbone.num_layers,
-            num_attention_heads=backbone.num_heads,
-            mlp_ratio=backbone.mlp_ratio,
-            image_size=backbone.table_size * backbone.patch_size,
-            patch_size=backbone.patch_size,
+            **in_transformers.dinov2_facts(backbone),
             out_indices=[layer + 1 for layer in backbone.out_layers],
             reshape_hidden_states=False,
-            use_swiglu_ffn=backbone.swiglu,
         ),
         patch_size=head.patch_size,
         reassemble_hidden_size=head.in_dim,
@@ -42,33 +36,15 @@ def transformers_config(transformers: Any, config: DepthAnythingConfig) -> Any:
     )
 
 
-def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
-    return {"depth": network(pixel_values.permute(0, 3, 1, 2)).predicted_depth}
-
-
-def _save(network: Any, folder: Path) -> None:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    network.save_pretrained(folder)
-
-
-def _load(_: DepthAnythingConfig, folder: Path, dtype: Any) -> Any:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.DepthAnythingForDepthEstimation.from_pretrained(folder, dtype=dtype)
-
-
 REFERENCE = Reference(
-    name="transformers",
-    install="pip install 'mlx-depth[reference]'",
+    name=in_transformers.NAME,
+    install=in_transformers.INSTALL,
     dialect="transformers",
     rules="transformers",
     build=_build,
-    run=_run,
-    save=_save,
-    load=_load,
+    run=in_transformers.run,
+    save=in_transformers.save,
+    load=in_transformers.loader("DepthAnythingForDepthEstimation"),
     twins={
         "patch embedding": "backbone.embeddings.patch_embeddings.projection",
         "with positions": "backbone.encoder.layer.0",

@@ -1,13 +1,12 @@
 """Depth Pro in transformers."""
 
-from pathlib import Path
 from typing import Any
 
-from mlx_depth.backbones.dinov2 import DINOv2Config
 from mlx_depth.backbones.pyramid import LEVELS, TAPS
 from mlx_depth.heads.multires import MAPS
 from mlx_depth.models.depth_pro.field_of_view import HALVINGS
 from mlx_depth.models.depth_pro.network import DepthProConfig
+from mlx_depth_convert.references import in_transformers
 from mlx_depth_convert.references.base import Outputs, Reference
 
 
@@ -21,6 +20,7 @@ def _build(config: DepthProConfig) -> Any:
 
 def _transformers_config(transformers: Any, config: DepthProConfig) -> Any:
     pyramid, head = config.pyramid, config.head
+    encoder = {"model_type": "dinov2", **in_transformers.dinov2_facts(pyramid.encoder)}
     return transformers.DepthProConfig(
         patch_size=pyramid.window,
         fusion_hidden_size=head.features,
@@ -32,21 +32,8 @@ def _transformers_config(transformers: Any, config: DepthProConfig) -> Any:
         merge_padding_value=pyramid.padding,
         use_fov_model=config.field_of_view,
         num_fov_head_layers=HALVINGS,
-        **{f"{part}_model_config": _encoder(pyramid.encoder) for part in ("image", "patch", "fov")},
+        **{f"{part}_model_config": dict(encoder) for part in ("image", "patch", "fov")},
     )
-
-
-def _encoder(config: DINOv2Config) -> dict[str, Any]:
-    return {
-        "model_type": "dinov2",
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "mlp_ratio": config.mlp_ratio,
-        "image_size": config.table_size * config.patch_size,
-        "patch_size": config.patch_size,
-        "use_swiglu_ffn": config.swiglu,
-    }
 
 
 def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
@@ -55,30 +42,16 @@ def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
     return {"depth": outputs.predicted_depth, **angle}
 
 
-def _save(network: Any, folder: Path) -> None:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    network.save_pretrained(folder)
-
-
-def _load(_: DepthProConfig, folder: Path, dtype: Any) -> Any:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.DepthProForDepthEstimation.from_pretrained(folder, dtype=dtype)
-
-
 _ENCODER, _NECK = "depth_pro.encoder", "depth_pro.neck"
 REFERENCE = Reference(
-    name="transformers",
-    install="pip install 'mlx-depth[reference]'",
+    name=in_transformers.NAME,
+    install=in_transformers.INSTALL,
     dialect="transformers",
     rules="transformers",
     build=_build,
     run=_run,
-    save=_save,
-    load=_load,
+    save=in_transformers.save,
+    load=in_transformers.loader("DepthProForDepthEstimation"),
     twins={
         "patch embedding": f"{_ENCODER}.patch_encoder.model.embeddings.patch_embeddings.projection",
         "window layer {i}": f"{_ENCODER}.patch_encoder.model.encoder.layer.{{i}}",

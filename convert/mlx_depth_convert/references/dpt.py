@@ -1,12 +1,12 @@
 """DPT in transformers, on each of its backbones."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from mlx_depth.backbones.hybrid_vit import TAPPED_STAGES, HybridViTConfig
 from mlx_depth.errors import OptionError
 from mlx_depth.models.dpt.network import DPTNetworkConfig
+from mlx_depth_convert.references import in_transformers
 from mlx_depth_convert.references.base import Outputs, Reference
 
 
@@ -72,22 +72,12 @@ def _dinov2(transformers: Any, config: DPTNetworkConfig) -> dict[str, Any]:
     backbone = config.backbone
     return {
         "backbone_config": transformers.Dinov2Config(
-            hidden_size=backbone.embed_dim,
-            num_hidden_layers=backbone.num_layers,
-            num_attention_heads=backbone.num_heads,
-            mlp_ratio=backbone.mlp_ratio,
-            image_size=backbone.table_size * backbone.patch_size,
-            patch_size=backbone.patch_size,
+            **in_transformers.dinov2_facts(backbone),
             out_indices=[layer + 1 for layer in backbone.out_layers],
             apply_layernorm=not backbone.raw_layers,
             reshape_hidden_states=False,
-            use_swiglu_ffn=backbone.swiglu,
         )
     }
-
-
-def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
-    return {"depth": network(pixel_values.permute(0, 3, 1, 2)).predicted_depth}
 
 
 def _run_squares(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
@@ -96,21 +86,7 @@ def _run_squares(network: Any, pixel_values: Any, *, everything: bool) -> Output
         raise OptionError(f"transformers' DPT on a ViT takes squares alone, not {H} × {W} pixels: give one input size.")
     if network.config.is_hybrid:  # it asks for its own size first, and resizes the positions all the same
         network.dpt.embeddings.image_size = (H, W)
-    return _run(network, pixel_values, everything=everything)
-
-
-def _save(network: Any, folder: Path) -> None:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    network.save_pretrained(folder)
-
-
-def _load(_: DPTNetworkConfig, folder: Path, dtype: Any) -> Any:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.DPTForDepthEstimation.from_pretrained(folder, dtype=dtype)
+    return in_transformers.run(network, pixel_values, everything=everything)
 
 
 _HEAD = {
@@ -139,18 +115,18 @@ def _reference(
     of_backbone: Callable[[Any, DPTNetworkConfig], dict[str, Any]], twins: Mapping[str, str], run: Any = _run_squares
 ) -> Reference:
     return Reference(
-        name="transformers",
-        install="pip install 'mlx-depth[reference]'",
+        name=in_transformers.NAME,
+        install=in_transformers.INSTALL,
         dialect="transformers",
         rules="transformers",
         build=_build(of_backbone),
         run=run,
-        save=_save,
-        load=_load,
+        save=in_transformers.save,
+        load=in_transformers.loader("DPTForDepthEstimation"),
         twins={**twins, **_HEAD},
     )
 
 
 PLAIN = _reference(_vit, _VIT)
 HYBRID = _reference(_hybrid, _HYBRID)
-METRIC = _reference(_dinov2, _DINOV2, _run)
+METRIC = _reference(_dinov2, _DINOV2, in_transformers.run)

@@ -1,12 +1,11 @@
 """Prompt Depth Anything in transformers, with the generated prompt beside whatever picture."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mlx_depth.models.prompt_depth_anything.network import PromptDepthAnythingConfig
 from mlx_depth_convert.pictures import generated_prompt
-from mlx_depth_convert.references import depth_anything
+from mlx_depth_convert.references import depth_anything, in_transformers
 from mlx_depth_convert.references.base import Outputs
 
 
@@ -40,18 +39,11 @@ def _run(network: Any, pixel_values: Any, *, everything: bool) -> Outputs:
     return {"depth": network(pixel_values.permute(0, 3, 1, 2), prompt_depth=prompts).predicted_depth}
 
 
-def _load(_: PromptDepthAnythingConfig, folder: Path, dtype: Any) -> Any:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.PromptDepthAnythingForDepthEstimation.from_pretrained(folder, dtype=dtype)
-
-
 _LAYER = "neck.fusion_stage.layers.{i}.prompt_depth_layer"
 REFERENCE = replace(
     depth_anything.REFERENCE,
     build=_build,
     run=_run,
-    load=_load,
+    load=in_transformers.loader("PromptDepthAnythingForDepthEstimation"),
     twins={**depth_anything.REFERENCE.twins, "prompt {i}": _LAYER},
 )
